@@ -48,7 +48,7 @@ def frame(wav: jax.Array, size: int, hop: int) -> jax.Array:
 
 
 def stft(wav: jax.Array, n_fft: int, hop: int) -> jax.Array:
-    """Uncentred Hann STFT of already padded audio: [B, N] -> complex64 [B, frames, n_fft//2 + 1]."""
+    """Uncentred Hann STFT of padded audio: [B, N] -> complex64 [B, frames, n_fft//2 + 1]."""
     return jnp.fft.rfft(frame(wav.astype(jnp.float32), n_fft, hop) * hann(n_fft), axis=-1)
 
 
@@ -76,9 +76,7 @@ def overlap_add(frames: jax.Array, hop: int) -> jax.Array:
     batch, count, size = frames.shape
     steps = size // hop
     parts = frames.reshape(batch, count, steps, hop)
-    total = sum(
-        jnp.pad(parts[:, :, i], ((0, 0), (i, steps - 1 - i), (0, 0))) for i in range(steps)
-    )
+    total = sum(jnp.pad(parts[:, :, i], ((0, 0), (i, steps - 1 - i), (0, 0))) for i in range(steps))
     return total.reshape(batch, -1)
 
 

@@ -1,0 +1,41 @@
+"""Losses as sums and counts, and the one place that divides them."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from llmcodec_jax.types import Losses
+
+
+def means(losses: Losses) -> dict[str, jax.Array]:
+    """name -> sum / count; a term without valid elements is 0, not NaN."""
+    return {
+        name: jnp.where(count > 0, total / jnp.maximum(count, 1), 0.0)
+        for name, (total, count) in losses.items()
+    }
+
+
+def per_item(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Per-clip values [B] -> (sum, count)."""
+    return values.sum(), jnp.float32(values.shape[0])
+
+
+def code_statistics(share: jax.Array) -> dict[str, jax.Array]:
+    """Use and entropy of the codes from their (unnormalised) shares [V].
+
+    usage: fraction of codes with any share above a hundredth of uniform; entropy in nats.
+    """
+    total = jnp.maximum(share.sum(), 1e-9)
+    p = share / total
+    entropy = -jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.maximum(p, 1e-20)), 0.0))
+    return {
+        "code_usage": jnp.mean(p > 0.01 / share.size),
+        "code_entropy": entropy,
+        "code_perplexity": jnp.exp(entropy),
+    }
+
+
+def finite(tree) -> jax.Array:
+    """True where every leaf of the tree is finite."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))

@@ -1,0 +1,116 @@
+"""Self-contained HTML pages: text, tables, pictures and sound in one file, no scripts, no network."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+STYLE = """
+:root { color-scheme: light dark; --line: #8884; --soft: #8882; --accent: #2563eb; }
+body { font: 16px/1.55 system-ui, sans-serif; max-width: 62rem; margin: 2.5rem auto;
+       padding: 0 1.25rem; }
+h1 { font-size: 1.7rem; margin-bottom: .2rem } h2 { margin-top: 2.4rem; font-size: 1.25rem;
+     border-bottom: 1px solid var(--line); padding-bottom: .3rem }
+.lead { opacity: .75; margin-top: 0 } .note { opacity: .75; font-size: .9rem }
+.scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+th, td { padding: .35rem .8rem; border-bottom: 1px solid var(--line); text-align: right;
+         white-space: nowrap } th:first-child, td:first-child { text-align: left }
+thead th { border-bottom: 2px solid var(--line) } tbody tr:hover { background: var(--soft) }
+img { max-width: 100%; height: auto; background: #fff; border-radius: 6px }
+audio { width: 100%; min-width: 11rem; height: 2.2rem } .cards { display: grid; gap: 1rem;
+grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)) } figure { margin: 0 }
+figcaption { font-size: .9rem; opacity: .8; margin: .3rem 0 }
+code, pre { font-family: ui-monospace, monospace; font-size: .9em } pre { background: var(--soft);
+padding: .8rem 1rem; border-radius: 6px; overflow-x: auto }
+.warn { border-left: 4px solid #d97706; padding: .3rem .9rem; background: var(--soft) }
+"""
+
+
+def text(value: object) -> str:
+    """Escaped text."""
+    return html.escape(str(value))
+
+
+def paragraph(value: str, kind: str = "") -> str:
+    """A paragraph; `kind` is "", "lead", "note" or "warn"."""
+    return f'<p class="{kind}">{text(value)}</p>' if kind else f"<p>{text(value)}</p>"
+
+
+def code(lines: str) -> str:
+    """A block of commands."""
+    return f"<pre>{text(lines)}</pre>"
+
+
+def number(value: object) -> str:
+    """Numbers to four significant digits; a missing one as a dash."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        return "–" if value is None else text(value)
+    if not np.isfinite(value):
+        return "–"
+    return f"{value:,}" if isinstance(value, (int, np.integer)) else f"{value:.4g}"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table whose cells are numbers, plain text, or ready markup from this module."""
+
+    def cell(value):
+        return value if isinstance(value, Markup) else number(value)
+
+    head = "".join(f"<th>{text(h)}</th>" for h in header)
+    body = "".join("<tr>" + "".join(f"<td>{cell(v)}</td>" for v in row) + "</tr>" for row in rows)
+    return Markup(
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
+
+
+class Markup(str):
+    """Text that is already HTML."""
+
+
+def picture(figure, caption: str = "") -> str:
+    """A matplotlib figure as an inline PNG; closes the figure."""
+    import matplotlib.pyplot as plt
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    plt.close(figure)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    tag = f'<img alt="{text(caption)}" src="data:image/png;base64,{data}">'
+    return Markup(f"<figure>{tag}<figcaption>{text(caption)}</figcaption></figure>")
+
+
+def player(wav: np.ndarray, sample_rate: int, caption: str = "") -> str:
+    """float [N] as an inline FLAC player."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.clip(wav, -1, 1), sample_rate, format="FLAC", subtype="PCM_16")
+    data = base64.b64encode(buffer.getvalue()).decode()
+    tag = f'<audio controls preload="none" src="data:audio/flac;base64,{data}"></audio>'
+    return Markup(f"<figure>{tag}<figcaption>{text(caption)}</figcaption></figure>")
+
+
+def cards(items: Iterable[str]) -> str:
+    """Figures side by side, as many as fit."""
+    return Markup(f'<div class="cards">{"".join(items)}</div>')
+
+
+def write(path: str | Path, title: str, lead: str, sections: Iterable[tuple[str, str]]) -> Path:
+    """Writes the page atomically; sections are (heading, markup)."""
+    body = "".join(f"<h2>{text(heading)}</h2>{content}" for heading, content in sections)
+    page = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{text(title)}</title><style>{STYLE}</style></head>"
+        f'<body><h1>{text(title)}</h1><p class="lead">{text(lead)}</p>{body}</body></html>'
+    )
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_text(page, encoding="utf-8")
+    os.replace(partial, path)
+    return path

@@ -1,0 +1,81 @@
+"""The device mesh and who lives where on it: one table of rules by parameter name."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from llmcodec_jax.optim import path_name
+
+AXES = ("data", "fsdp", "tensor")
+
+STATE_RULES = (
+    (r".*ftp_heads", P(None, ("fsdp", "tensor"), None)),  # vocabulary rows [K, V, H]
+    (r".*audio_embedding", P(("fsdp", "tensor"), None)),  # [V, H]
+    (r".*", P()),  # codec, discriminators, bank, counters: replicated
+)
+"""(pattern over the whole path, spec); the first match holds. Optimiser moments follow their
+parameter, because their paths end in the parameter's."""
+
+LM_RULES = (
+    (r"embed/embedding", P("tensor", "fsdp")),
+    (r"lm_head/kernel", P("fsdp", "tensor")),
+    (r"blocks/.*(q_proj|k_proj|v_proj|gate_proj|up_proj)/kernel", P(None, "fsdp", "tensor")),
+    (r"blocks/.*(o_proj|down_proj)/kernel", P(None, "tensor", "fsdp")),
+    (r".*", P()),
+)
+"""The frozen LM: layers stacked in front, weights split over fsdp and tensor."""
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
+    """Mesh over all devices; one axis may be -1 and takes what the others leave.
+
+    Raises ValueError where the sizes do not multiply to the device count.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [data, fsdp, tensor]
+    if sizes.count(-1) > 1:
+        raise ValueError("at most one mesh axis may be -1")
+    if -1 in sizes:
+        known = -math.prod(sizes)
+        sizes[sizes.index(-1)] = max(len(devices) // known, 1)
+    if math.prod(sizes) != len(devices):
+        raise ValueError(f"mesh {dict(zip(AXES, sizes, strict=True))} on {len(devices)} devices")
+    return Mesh(np.asarray(devices).reshape(sizes), AXES)
+
+
+def _fits(spec: P, shape: tuple[int, ...], mesh: Mesh) -> bool:
+    """Whether every split dimension divides by its mesh axes."""
+    for size, axes in zip(shape, spec, strict=False):
+        names = (axes,) if isinstance(axes, str) else (axes or ())
+        if size % math.prod(mesh.shape[n] for n in names):
+            return False
+    return len(spec) <= len(shape)
+
+
+def shardings(tree, mesh: Mesh, rules) -> object:
+    """Tree of arrays or shapes -> tree of NamedSharding; what does not divide is replicated."""
+    compiled = [(re.compile(pattern), spec) for pattern, spec in rules]
+
+    def leaf(path, x):
+        name = path_name(path)
+        spec = next(spec for pattern, spec in compiled if pattern.fullmatch(name))
+        return NamedSharding(mesh, spec if _fits(spec, x.shape, mesh) else P())
+
+    return jax.tree_util.tree_map_with_path(leaf, tree)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Clips are split over data and fsdp."""
+    return NamedSharding(mesh, P(("data", "fsdp")))
+
+
+def put_batch(batch, mesh: Mesh):
+    """This process's clips (numpy) -> the global, sharded batch."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
