@@ -1,0 +1,221 @@
+"""Audio folders: LibriSpeech's own layout, and any tree with texts beside the audio."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import os
+import re
+from pathlib import Path
+
+from llmcodec_jax import audio
+from llmcodec_jax.audio import AudioError
+from llmcodec_jax.data.records import EncodedSound, Record, Word, read_words
+from llmcodec_jax.types import DOMAINS
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.tsv"
+_COLUMNS = {"path", "text", "speaker", "domain"}
+
+
+class LibriSpeechSource:
+    """`SPEAKER/CHAPTER/ID.flac` with `SPEAKER-CHAPTER.trans.txt` (`ID TEXT` a line) beside it.
+
+    A record's name is its ID. Word times are used where the chapter has
+    `SPEAKER-CHAPTER.alignment.txt` (`ID ",GO,,DO" "0.49,0.89,1.27,1.38"`: words and the time
+    each ends, an empty word being silence) or a clip has `ID.words.tsv`.
+    """
+
+    def __init__(self, folder: str | Path):
+        """Raises AudioError where `folder` holds no transcript in this layout."""
+        self.folder = Path(folder)
+        self.label = self.folder.resolve().name
+        self._items: list[tuple[str, str, str]] = []  # (ID, path below the folder, text)
+        self._aligned: dict[str, tuple[Word, ...]] = {}
+        if not self.folder.is_dir():
+            raise AudioError(f"{folder}: no such folder")
+        missing = 0
+        for transcript in sorted(self.folder.rglob("*.trans.txt")):
+            missing += self._add_chapter(transcript)
+        if missing:
+            logger.warning("%s: %d transcribed clips have no audio file", folder, missing)
+        if not self._items:
+            raise AudioError(
+                f"{folder}: no SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt with audio below it; "
+                "use folder:DIR for other layouts"
+            )
+
+    def _add_chapter(self, transcript: Path) -> int:
+        """Indexes one chapter; returns how many of its transcripts have no audio."""
+        folder = transcript.parent
+        files = {
+            Path(entry.name).stem: os.path.relpath(entry.path, self.folder)
+            for entry in os.scandir(folder)
+            if Path(entry.name).suffix.lower() in audio.EXTENSIONS
+        }
+        missing = 0
+        for number, line in enumerate(_read_text(transcript).splitlines(), 1):
+            if not line.strip():
+                continue
+            name, _, text = line.strip().partition(" ")
+            if name in files:
+                self._items.append((name, files.pop(name), text.strip()))
+            else:
+                missing += 1
+                logger.debug("%s:%d: no audio file for %s", transcript, number, name)
+        self._items += [(name, path, "") for name, path in sorted(files.items())]
+        alignment = transcript.with_name(transcript.name.replace(".trans.", ".alignment."))
+        if alignment.is_file():
+            self._aligned.update(_read_alignments(alignment))
+        return missing
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def name(self, index: int) -> str:
+        return self._items[index][0]
+
+    def group(self, index: int) -> str:
+        return self._items[index][0].partition("-")[0]
+
+    def record(self, index: int) -> Record:
+        name, path, text = self._items[index]
+        path = self.folder / path
+        words = self._aligned.get(name) or _words_beside(path)
+        return Record(name, EncodedSound(path), text or None, words, None, self.group(index))
+
+
+class FolderSource:
+    """Any tree of audio files, or the files a TSV manifest names.
+
+    Without a manifest the text of `a/b.wav` is in `a/b.txt`. With `manifest.tsv` in the folder
+    (or `folder:FILE.tsv`) its header names the columns: `path` (relative to the manifest) and
+    any of `text`, `speaker`, `domain`. `a/b.words.tsv` gives word times in either case. A
+    record's name is its path below the folder, without the suffix.
+    """
+
+    def __init__(self, path: str | Path):
+        """Raises AudioError for a missing or empty folder, ValueError for a bad manifest."""
+        path = Path(path)
+        manifest = path if path.suffix.lower() == ".tsv" else path / MANIFEST
+        self.folder = manifest.parent
+        self.label = self.folder.resolve().name
+        if manifest.is_file():
+            self._rows = _read_manifest(manifest)
+            self._manifest = True
+        elif path.suffix.lower() == ".tsv":
+            raise AudioError(f"{manifest}: no such manifest")
+        else:
+            files = [str(file.relative_to(path)) for file in audio.find(path)]
+            self._rows = [{"path": file} for file in files]
+            self._manifest = False
+        self._names = _unique_names([row["path"] for row in self._rows])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def name(self, index: int) -> str:
+        return self._names[index]
+
+    def group(self, index: int) -> str:
+        return self._rows[index].get("speaker") or self._names[index]
+
+    def record(self, index: int) -> Record:
+        row = self._rows[index]
+        path = self.folder / row["path"]
+        sound = EncodedSound(path)
+        text = row.get("text")
+        if not self._manifest and path.with_suffix(".txt").is_file():
+            text = _read_text(path.with_suffix(".txt")).strip()
+        return Record(
+            self._names[index],
+            sound,
+            text or None,
+            _words_beside(path),
+            row.get("domain") or None,
+            row.get("speaker") or None,
+        )
+
+
+def _words_beside(path: Path) -> tuple[Word, ...]:
+    words = path.with_suffix(".words.tsv")
+    return read_words(words) if words.is_file() else ()
+
+
+def _unique_names(paths: list[str]) -> list[str]:
+    """Paths without suffix, except where `a.wav` and `a.flac` would become one name."""
+    stems = [str(Path(path).with_suffix("")) for path in paths]
+    seen: dict[str, int] = {}
+    for stem in stems:
+        seen[stem] = seen.get(stem, 0) + 1
+    return [path if seen[stem] > 1 else stem for path, stem in zip(paths, stems, strict=True)]
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is not UTF-8 text ({error.reason})") from error
+
+
+def _read_manifest(path: Path) -> list[dict[str, str]]:
+    """TSV with a header -> one dict a row. Raises ValueError naming file and line."""
+    lines = csv.reader(io.StringIO(_read_text(path)), delimiter="\t", quoting=csv.QUOTE_NONE)
+    header = [column.strip().lower() for column in next(lines, [])]
+    if "path" not in header or len(set(header)) < len(header):
+        raise ValueError(
+            f"{path}:1: the first line must name the columns, tab-separated, one of them `path` "
+            f"(others: {', '.join(sorted(_COLUMNS - {'path'}))})"
+        )
+    if unknown := set(header) - _COLUMNS:
+        logger.warning("%s: columns not used: %s", path, ", ".join(sorted(unknown)))
+    rows: list[dict[str, str]] = []
+    seen: dict[str, int] = {}
+    for number, values in enumerate(lines, 2):
+        if not any(value.strip() for value in values):
+            continue
+        if len(values) != len(header):
+            raise ValueError(
+                f"{path}:{number}: {len(values)} columns, the header has {len(header)}"
+            )
+        row = {key: value.strip() for key, value in zip(header, values, strict=True)}
+        if not row["path"] or "\0" in row["path"]:
+            raise ValueError(f"{path}:{number}: the path is empty or no path")
+        if row["path"] in seen:
+            raise ValueError(
+                f"{path}:{number}: {row['path']} is already on line {seen[row['path']]}"
+            )
+        if row.get("domain") and row["domain"] not in DOMAINS:
+            raise ValueError(
+                f"{path}:{number}: domain {row['domain']!r} is not one of {', '.join(DOMAINS)}"
+            )
+        seen[row["path"]] = number
+        rows.append({key: row[key] for key in header if key in _COLUMNS})
+    if not rows:
+        raise ValueError(f"{path}: names no audio file")
+    return rows
+
+
+_ALIGNMENT = re.compile(r'^(\S+) "([^"]*)" "([^"]*)"$')
+
+
+def _read_alignments(path: Path) -> dict[str, tuple[Word, ...]]:
+    """LibriSpeech alignment file -> words by utterance. Raises ValueError naming the line."""
+    aligned: dict[str, tuple[Word, ...]] = {}
+    for number, line in enumerate(_read_text(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        match = _ALIGNMENT.match(line.strip())
+        words = match[2].split(",") if match else []
+        try:
+            ends = [float(end) for end in match[3].split(",")] if match else []
+        except ValueError:
+            ends = []
+        if not match or len(words) != len(ends):
+            raise ValueError(f'{path}:{number}: expected ID ",WORD,.." "0.1,0.5,.."')
+        starts = [0.0, *ends[:-1]]
+        spans = zip(starts, ends, words, strict=True)
+        aligned[match[1]] = tuple((start, end, word) for start, end, word in spans if word)
+    return aligned

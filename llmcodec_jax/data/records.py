@@ -1,0 +1,137 @@
+"""What every source yields: a named record with sound that is decoded only when it is read."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import soundfile
+
+from llmcodec_jax.audio import AudioError
+
+Word = tuple[float, float, str]
+"""(start in seconds, end in seconds, the word)."""
+
+_LIBRARY_ERRORS = (soundfile.LibsndfileError, OSError, RuntimeError)
+
+
+class Sound(Protocol):
+    """Audio of known length whose samples are read on demand."""
+
+    rate: int  # Hz
+    samples: int  # per channel, at `rate`
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Mono float32 [stop - start]. Raises AudioError where the samples cannot be had."""
+
+
+class EncodedSound:
+    """An audio file, on disk or as bytes; only the piece asked for is decoded."""
+
+    def __init__(self, file: str | Path | bytes, label: str = ""):
+        """`label` names the audio in errors; a path names itself."""
+        self.label = label or str(file)
+        if not isinstance(file, bytes) and not Path(file).is_file():
+            raise AudioError(f"{self.label}: no such file")
+        try:
+            self._file = soundfile.SoundFile(io.BytesIO(file) if isinstance(file, bytes) else file)
+        except _LIBRARY_ERRORS as error:
+            raise AudioError(f"{self.label}: cannot be read as audio ({error})") from error
+        self.rate, self.samples = self._file.samplerate, self._file.frames
+        if self.samples <= 0:
+            raise AudioError(f"{self.label}: holds no samples")
+        if not self._file.seekable() or self.samples > 2**40:
+            raise AudioError(f"{self.label}: has no known length (a truncated or piped file)")
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        try:
+            self._file.seek(start)
+            wav = self._file.read(stop - start, dtype="float32", always_2d=True)
+        except _LIBRARY_ERRORS as error:
+            raise AudioError(f"{self.label}: cannot be decoded ({error})") from error
+        # Decoders of lossy formats may estimate the length; a cut file misses far more.
+        if len(wav) < 0.99 * (stop - start):
+            raise AudioError(f"{self.label}: truncated, {len(wav)} of {stop - start} samples")
+        return _checked(wav.mean(axis=1), self.label)
+
+
+class ArraySound:
+    """Decoded audio: integers (scaled by their type's range) or floats, [N] or [N, channels]."""
+
+    def __init__(self, array: np.ndarray, rate: int, label: str, full_scale: float | None = None):
+        """`full_scale` is the value of 1.0, for integers kept in a wider type than they need."""
+        if not len(array):
+            raise AudioError(f"{label}: holds no samples")
+        if full_scale is None:
+            integer = np.issubdtype(array.dtype, np.integer)
+            full_scale = float(np.iinfo(array.dtype).max) + 1 if integer else 1.0
+        self.label, self.rate, self.samples = label, rate, len(array)
+        self._array, self._full_scale = array, full_scale
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        wav = np.asarray(self._array[start:stop], np.float32) / np.float32(self._full_scale)
+        return _checked(wav.mean(axis=1) if wav.ndim == 2 else wav, self.label)
+
+
+def _checked(wav: np.ndarray, label: str) -> np.ndarray:
+    if not np.isfinite(wav).all():
+        raise AudioError(f"{label}: holds NaN or infinite samples")
+    return wav
+
+
+@dataclass(frozen=True)
+class Record:
+    """One recording and what is known about it."""
+
+    name: str  # unique within its source and independent of where the data lies
+    sound: Sound
+    text: str | None = None  # the whole recording's transcript
+    words: tuple[Word, ...] = ()  # in order of time; empty where no alignment is known
+    domain: str | None = None  # one of types.DOMAINS; None leaves it to the mixture
+    speaker: str | None = None
+
+
+class Source(Protocol):
+    """Random access to records; picklable, so that loader processes can hold it."""
+
+    label: str  # short, for logs and example ids: "train-clean-100", "prompts_en"
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """The record's name, without opening it."""
+
+    def group(self, index: int) -> str:
+        """What must not be split between training and held-out data: the speaker, or the name."""
+
+    def record(self, index: int) -> Record:
+        """Opens a record. Raises AudioError naming the file where it is unusable."""
+
+
+def stable_hash(text: str, bits: int = 32) -> int:
+    """The same unsigned integer for the same text on every machine and in every run."""
+    digest = hashlib.blake2b(text.encode(), digest_size=bits // 8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def read_words(path: Path) -> tuple[Word, ...]:
+    """Word alignment file -> words. Lines are `start<TAB>end<TAB>word`, seconds; # comments.
+
+    Raises ValueError naming file and line.
+    """
+    words: list[Word] = []
+    for number, line in enumerate(path.read_text("utf-8-sig").splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        try:
+            start, end, word = line.split("\t")
+            words.append((float(start), float(end), word.strip()))
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: expected start<TAB>end<TAB>word") from error
+        if not 0 <= words[-1][0] <= words[-1][1]:
+            raise ValueError(f"{path}:{number}: a word must end after it starts, from 0 s on")
+    return tuple(sorted(words))

@@ -1,0 +1,160 @@
+"""Sources by name, held-out splits, and mixtures.
+
+librispeech:DIR      LibriSpeech's own layout (speaker/chapter/ID.flac + .trans.txt)
+folder:DIR           any tree of audio; text from NAME.txt or manifest.tsv
+arrayrecord:GLOB     shards that `python -m llmcodec_jax.data.prepare` wrote
+tfds:NAME[:SPLIT]    a prepared TensorFlow Datasets audio set (array_record files)
+embedded             real recorded speech that needs no account (data/embedded.py)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from llmcodec_jax.audio import AudioError
+from llmcodec_jax.data.records import Record, Source, stable_hash
+from llmcodec_jax.types import DOMAINS
+
+KINDS = ("librispeech", "folder", "arrayrecord", "tfds", "embedded")
+SourceSpec = str | tuple[str, float] | tuple[str, float, str]
+"""A spec, (spec, weight) or (spec, weight, domain)."""
+
+
+def open_source(spec: str, *, cache: str | Path | None = None) -> Source:
+    """Opens a source by name. `cache` is where `embedded` keeps what it fetched.
+
+    Raises ValueError for an unknown kind, AudioError where there is no data.
+    """
+    kind, _, rest = spec.partition(":")
+    if kind not in KINDS or not (rest or kind == "embedded"):
+        raise ValueError(
+            f"source {spec!r}: expected one of librispeech:DIR, folder:DIR, arrayrecord:GLOB, "
+            "tfds:NAME[:SPLIT], embedded"
+        )
+    # Imports stay here: a folder of audio needs neither array_record nor a package manager.
+    if kind == "embedded":
+        from llmcodec_jax.data.embedded import fetch_speech
+
+        kind, rest = "librispeech", str(fetch_speech(cache))
+    if kind == "librispeech":
+        from llmcodec_jax.data.folders import LibriSpeechSource
+
+        return LibriSpeechSource(Path(rest).expanduser())
+    if kind == "folder":
+        from llmcodec_jax.data.folders import FolderSource
+
+        return FolderSource(Path(rest).expanduser())
+    if kind == "arrayrecord":
+        from llmcodec_jax.data.arrayrecords import ArrayRecordSource
+
+        return ArrayRecordSource(rest)
+    from llmcodec_jax.data.tfds import TfdsSource
+
+    return TfdsSource(rest)
+
+
+class Subset:
+    """Some of a source's records, by index."""
+
+    def __init__(self, source: Source, indices: np.ndarray):
+        self.label = source.label
+        self._source, self._indices = source, np.asarray(indices, np.int64)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def name(self, index: int) -> str:
+        return self._source.name(int(self._indices[index]))
+
+    def group(self, index: int) -> str:
+        return self._source.group(int(self._indices[index]))
+
+    def record(self, index: int) -> Record:
+        return self._source.record(int(self._indices[index]))
+
+
+def split_source(
+    source: Source,
+    split: str,
+    *,
+    eval_fraction: float = 0.02,
+    eval_max: int = 256,
+    by: str = "name",
+) -> Source:
+    """The "train", "eval" or "all" part of a source, by a hash that never changes.
+
+    A record is held out where the hash of its name falls below `eval_fraction`; of those, at
+    most `eval_max` with the smallest hashes. Adding records never moves another one from
+    held-out to training except through `eval_max`. `by="group"` hashes the speaker (the name
+    where none is known) and ignores `eval_max`, so that held-out voices are never trained on.
+    Sentences spoken by several voices are not kept apart by either.
+    """
+    if split == "all":
+        return source
+    if split not in ("train", "eval"):
+        raise ValueError(f"split {split!r} is not one of train, eval, all")
+    if by not in ("name", "group"):
+        raise ValueError(f"by {by!r} is not one of name, group")
+    key = source.name if by == "name" else source.group
+    hashes = np.array([stable_hash(key(i), 64) for i in range(len(source))], np.uint64)
+    held = hashes < np.uint64(int(eval_fraction * 2**64) if eval_fraction < 1 else 2**64 - 1)
+    if by == "name" and held.sum() > eval_max:
+        held = hashes <= np.partition(hashes, eval_max - 1)[eval_max - 1]
+    chosen = np.flatnonzero(held if split == "eval" else ~held)
+    if not len(chosen):
+        raise AudioError(
+            f"{source.label}: its {len(source)} records leave none for {split!r} at "
+            f"eval_fraction={eval_fraction} by {by}; change the fraction or name a separate source"
+        )
+    return Subset(source, chosen)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a mixture: a source, its share, and the domain its clips belong to."""
+
+    source: Source
+    weight: float
+    domain: str | None
+
+    def domain_index(self, record: Record) -> int:
+        """Index into DOMAINS: the mixture's word, else the record's, else speech."""
+        return DOMAINS.index(self.domain or record.domain or "speech")
+
+
+def open_mixture(
+    sources: SourceSpec | Sequence[SourceSpec],
+    split: str = "all",
+    *,
+    cache: str | Path | None = None,
+    **split_options,
+) -> list[Part]:
+    """Opens every source of a mixture; `split_options` go to `split_source`.
+
+    Weights are relative shares of the clips in a batch.
+    """
+    if isinstance(sources, str):
+        sources = [sources]
+    parts = []
+    for entry in sources:
+        spec, weight, domain = (entry, 1.0, None) if isinstance(entry, str) else _three(entry)
+        if domain is not None and domain not in DOMAINS:
+            raise ValueError(f"{spec}: domain {domain!r} is not one of {', '.join(DOMAINS)}")
+        if not weight > 0 or not np.isfinite(weight):
+            raise ValueError(f"{spec}: the weight must be positive, not {weight}")
+        source = split_source(open_source(spec, cache=cache), split, **split_options)
+        parts.append(Part(source, float(weight), domain))
+    if not parts:
+        raise ValueError("no source of data is named")
+    return parts
+
+
+def _three(entry) -> tuple[str, float, str | None]:
+    if not 1 <= len(entry) <= 3 or not isinstance(entry[0], str):
+        raise ValueError(f"{entry!r}: expected (source, weight, domain)")
+    spec, weight, domain = (*entry, *(1.0, None)[len(entry) - 1 :])
+    return spec, weight, domain
