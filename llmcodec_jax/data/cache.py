@@ -1,0 +1,42 @@
+"""The cache folder: every entry is there whole or not at all, whoever else is filling it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+ENVIRONMENT = "LLMCODEC_CACHE"
+
+
+def cache_dir(cache: str | Path | None = None) -> Path:
+    """The argument, else $LLMCODEC_CACHE, else ~/.cache/llmcodec_jax."""
+    return Path(cache or os.environ.get(ENVIRONMENT) or "~/.cache/llmcodec_jax").expanduser()
+
+
+def build_once(target: Path, build: Callable[[Path], None]) -> Path:
+    """Returns `target`, a folder that `build(empty folder)` has filled, now or earlier.
+
+    Processes that ask at the same time wait for the one that builds. A build that fails or is
+    killed leaves no `target`; what it left in its temporary folder goes with the next build.
+    """
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target.parent / f".{target.name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if target.is_dir():
+            return target
+        for stale in target.parent.glob(f".{target.name}.part.*"):
+            shutil.rmtree(stale)
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.part.", dir=target.parent))
+        try:
+            build(partial)
+            partial.chmod(0o755)  # mkdtemp's folders are private
+            os.replace(partial, target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return target

