@@ -1,0 +1,202 @@
+"""The factorised quantiser: search in a few dimensions, one or more residual levels (SPEC 1)."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+COMMITMENT = 0.25
+USAGE_DECAY = 0.99
+EXACT = jax.lax.Precision.HIGHEST
+
+
+def normalise(x: jax.Array) -> jax.Array:
+    """Unit length along the last axis; zero stays zero."""
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+def nearest(
+    query: jax.Array, table: jax.Array, bounds: jax.Array | None = None, chunk: int = 4096
+) -> jax.Array:
+    """Index of the most similar row of `table` for each query, the lowest of equals.
+
+    query float32 [B, T, d] and table [V, d], both of unit length; bounds int32 [B, 2] limits clip
+    b to rows [lo, hi) -> int32 [B, T]. Holds [B, T, chunk] similarities at once, never [B, T, V].
+    """
+    size = table.shape[0]
+    chunk = min(chunk, size)
+    table = jnp.pad(table, ((0, -size % chunk), (0, 0))).reshape(-1, chunk, table.shape[1])
+    if bounds is None:
+        bounds = jnp.array([[0, size]], jnp.int32)
+    low, high = (jnp.minimum(bounds, size)[:, i, None, None] for i in (0, 1))
+
+    def visit(best, part):
+        start, rows = part
+        index = start + jnp.arange(chunk, dtype=jnp.int32)
+        similarity = jnp.einsum("btd,vd->btv", query, rows, precision=EXACT)
+        similarity = jnp.where((index >= low) & (index < high), similarity, -jnp.inf)
+        # Two plain reductions vectorise on every backend; an argmax does not on CPUs.
+        score = jnp.max(similarity, axis=-1)
+        code = jnp.min(jnp.where(similarity == score[..., None], index, size - 1), axis=-1)
+        better = score > best[0]
+        return (jnp.where(better, score, best[0]), jnp.where(better, code, best[1])), None
+
+    shape = query.shape[:2]
+    worst = (jnp.full(shape, -jnp.inf), jnp.zeros(shape, jnp.int32))
+    starts = jnp.arange(table.shape[0], dtype=jnp.int32) * chunk
+    (_, codes), _ = jax.lax.scan(visit, worst, (starts, table))
+    return codes
+
+
+class WeightNormDense(nn.Module):
+    """y = x (g * v / |v|) + b with one g per output, the published parametrisation of a 1x1."""
+
+    inputs: int
+    features: int
+
+    def setup(self):
+        fan_in = nn.initializers.lecun_normal()
+        self.direction = self.param("direction", fan_in, (self.inputs, self.features), jnp.float32)
+        self.scale = self.param(
+            "scale", lambda _: jnp.linalg.norm(self.direction, axis=0).astype(jnp.float32)
+        )
+        self.bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.direction * (self.scale / jnp.linalg.norm(self.direction, axis=0))
+        return jnp.dot(x.astype(jnp.float32), kernel, precision=EXACT) + self.bias
+
+
+class FactorisedLevel(nn.Module):
+    """One codebook searched by cosine in `code_dim` dimensions. All float32."""
+
+    width: int
+    codebook_size: int
+    code_dim: int
+    chunk: int
+
+    def setup(self):
+        self.in_proj = WeightNormDense(self.width, self.code_dim)
+        self.out_proj = WeightNormDense(self.code_dim, self.width)
+        # The encoder ends in a norm, so fresh projections are about N(0, 1) as well.
+        self.codebook = self.param(
+            "codebook",
+            nn.initializers.normal(1.0),
+            (self.codebook_size, self.code_dim),
+            jnp.float32,
+        )
+
+    def table(self) -> jax.Array:
+        """Unit-length codebook rows [V, d]."""
+        return normalise(self.codebook)
+
+    def project(self, latent: jax.Array) -> jax.Array:
+        """[B, T, D] -> search space, before normalisation [B, T, d]."""
+        return self.in_proj(latent)
+
+    def lookup(self, codes: jax.Array) -> jax.Array:
+        """codes [B, T] -> [B, T, D]."""
+        return self.out_proj(self.codebook[codes])
+
+    def __call__(self, latent: jax.Array, mask: jax.Array, bounds: jax.Array | None, train: bool):
+        """latent [B, T, D], mask bool [B, T] -> (quantised [B, T, D], codes [B, T], query
+        [B, T, d], loss [B])."""
+        projected = self.project(latent)
+        query = normalise(projected)
+        codes = nearest(*jax.lax.stop_gradient((query, self.table())), bounds, self.chunk)
+        codes = jnp.where(mask, codes, 0)
+        chosen = self.codebook[codes]
+        commitment = jnp.square(projected - jax.lax.stop_gradient(chosen))
+        learning = jnp.square(chosen - jax.lax.stop_gradient(projected))
+        per_frame = jnp.mean(COMMITMENT * commitment + learning, axis=-1)
+        frames = jnp.maximum(jnp.sum(mask, axis=1), 1)
+        loss = jnp.sum(jnp.where(mask, per_frame, 0.0), axis=1) / frames
+        self._count(codes, mask, train)
+        straight_through = projected + jax.lax.stop_gradient(chosen - projected)
+        return self.out_proj(straight_through), codes, query, loss
+
+    def _count(self, codes: jax.Array, mask: jax.Array, train: bool) -> None:
+        """Keeps the running share of each code in `batch_stats` while training from scratch."""
+        if self.is_initializing():
+            uniform = jnp.full((self.codebook_size,), 1 / self.codebook_size, jnp.float32)
+            self.put_variable("batch_stats", "usage", uniform)
+        elif train:
+            counts = code_counts(codes, mask, self.codebook_size)
+            usage = self.get_variable("batch_stats", "usage")
+            share = jnp.where(jnp.any(mask), counts / jnp.maximum(jnp.sum(counts), 1), usage)
+            self.put_variable("batch_stats", "usage", usage + (1 - USAGE_DECAY) * (share - usage))
+
+
+class ResidualQuantizer(nn.Module):
+    """Each level quantises what the levels before it left over."""
+
+    width: int
+    codebook_size: int
+    code_dim: int
+    levels: int
+    chunk: int
+
+    def setup(self):
+        self.level = [
+            FactorisedLevel(self.width, self.codebook_size, self.code_dim, self.chunk)
+            for _ in range(self.levels)
+        ]
+
+    def __call__(self, latent, mask, bounds=None, train: bool = False):
+        """latent [B, T, D] -> (quantised [B, T, D], codes [B, T] or [B, T, Q], first level's
+        query [B, T, d], loss [B] summed over levels)."""
+        residual, quantised, loss, codes, queries = latent, 0.0, 0.0, [], []
+        for level in self.level:
+            part, code, query, level_loss = level(residual, mask, bounds, train)
+            residual, quantised, loss = residual - part, quantised + part, loss + level_loss
+            codes.append(code)
+            queries.append(query)
+        return quantised, codes[0] if self.levels == 1 else jnp.stack(codes, -1), queries[0], loss
+
+    def lookup(self, codes: jax.Array) -> jax.Array:
+        """codes [B, T] or [B, T, Q] (fewer levels are allowed) -> quantised [B, T, D]."""
+        codes = codes[..., None] if codes.ndim == 2 else codes
+        return sum(self.level[q].lookup(codes[..., q]) for q in range(codes.shape[-1]))
+
+    def project(self, latent: jax.Array, codes: jax.Array) -> jax.Array:
+        """What each level searched for, before normalisation: [B, T, D] -> [B, T, Q, d]."""
+        codes = codes[..., None] if codes.ndim == 2 else codes
+        projected = []
+        for q, level in enumerate(self.level):
+            projected.append(level.project(latent))
+            latent = latent - level.lookup(codes[..., q])
+        return jnp.stack(projected, axis=2)
+
+
+def code_counts(codes: jax.Array, mask: jax.Array, codebook_size: int) -> jax.Array:
+    """How often each code occurs on valid frames: codes, mask [B, T] -> float32 [V]."""
+    return jnp.zeros((codebook_size,), jnp.float32).at[codes].add(mask.astype(jnp.float32))
+
+
+def revive_dead_codes(
+    codebook: jax.Array,
+    usage: jax.Array,
+    candidates: jax.Array,
+    mask: jax.Array,
+    key: jax.Array,
+    threshold: float = 0.02,
+) -> tuple[jax.Array, jax.Array]:
+    """Moves codes that hardly anything chooses to where the encoder's outputs are.
+
+    codebook [V, d]; usage [V], running share of each code; candidates [B, T, d], projected encoder
+    outputs; mask bool [B, T]. A code is dead when its share is below `threshold` times the uniform
+    share 1 / V; `threshold=inf` re-draws all codes, a data-driven start. Drawn with replacement and
+    nudged apart, the same for the same key at any sharding. Returns (codebook, usage); revived
+    codes restart at the uniform share, so they get time to find frames.
+    """
+    size = codebook.shape[0]
+    valid = jnp.cumsum(mask.reshape(-1).astype(jnp.int32))
+    draw_key, nudge_key = jax.random.split(key)
+    rank = jnp.floor(jax.random.uniform(draw_key, (size,)) * valid[-1]).astype(jnp.int32)
+    flat = candidates.reshape(-1, candidates.shape[-1])
+    drawn = flat[jnp.clip(jnp.searchsorted(valid, rank + 1), 0, len(flat) - 1)]
+    spread = jnp.linalg.norm(drawn, axis=-1, keepdims=True) / drawn.shape[-1] ** 0.5
+    drawn = drawn + 0.01 * spread * jax.random.normal(nudge_key, drawn.shape)
+    dead = (usage * size < threshold) & (valid[-1] > 0)
+    return jnp.where(dead[:, None], drawn, codebook), jnp.where(dead, 1 / size, usage)
