@@ -82,7 +82,8 @@ _WORDS = {
     "how": "slowly|without a word|very carefully|again|at last|in a hurry|by mistake|with a smile|"
     "twice|before anyone noticed",
     "what": "the broken clock|a heavy chest|three green bottles|the first letter|"
-    "a map of the coast|some fresh bread|the wooden bridge|a small silver key|the garden chairs|ten thousand stars|"
+    "a map of the coast|some fresh bread|the wooden bridge|a small silver key|"
+    "the garden chairs|ten thousand stars|"
     "an empty jug|the winter coats|a box of matches|the yellow boat",
     "where": "behind the station|near the river|in the market|under the stairs|at the harbour|"
     "on the hill|beside the church|across the valley|in the kitchen|outside the theatre",

@@ -1,0 +1,139 @@
+"""Our ArrayRecord layout: compressed audio with its words in a few large, randomly read files.
+
+A record is `magic (4 bytes) | header length (uint32, little-endian) | header (UTF-8 JSON) | audio
+file`. The header holds `name` and, where known, `text`, `words` ([[start, end, word], ..]),
+`domain`, `speaker`; the audio is a whole FLAC or Ogg Opus file. Each shard has a sidecar
+`SHARD.names` (one name and speaker a line, tab-separated, in the shard's order), so that a split
+by name opens no record. `python -m llmcodec_jax.data.prepare` writes them.
+"""
+
+from __future__ import annotations
+
+import glob
+import io
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from array_record.python import array_record_data_source, array_record_module
+
+from llmcodec_jax.audio import AudioError
+from llmcodec_jax.data.records import EncodedSound, Record
+
+MAGIC = b"LCA1"
+SUFFIX = ".array_record"
+CODECS = {"flac": ("FLAC", "PCM_16"), "opus": ("OGG", "OPUS")}
+
+
+def pack(record: Record, wav: np.ndarray, rate: int, codec: str) -> bytes:
+    """Record and its mono float [N] audio -> bytes; `codec` is flac (lossless) or opus."""
+    header = {"name": record.name, "text": record.text, "words": record.words}
+    header |= {"domain": record.domain, "speaker": record.speaker}
+    head = json.dumps({k: v for k, v in header.items() if v}, ensure_ascii=False).encode()
+    sound = io.BytesIO()
+    kind, subtype = CODECS[codec]
+    soundfile.write(sound, np.clip(wav, -1, 1), rate, format=kind, subtype=subtype)
+    return MAGIC + struct.pack("<I", len(head)) + head + sound.getvalue()
+
+
+def unpack(data: bytes, label: str) -> Record:
+    """Bytes -> Record. Raises AudioError, naming `label`, where they are not of this layout."""
+    if data[:4] != MAGIC or len(data) < 8:
+        raise AudioError(f"{label}: is not one of our records (see data/arrayrecords.py)")
+    (size,) = struct.unpack_from("<I", data, 4)
+    try:
+        header = json.loads(data[8 : 8 + size])
+        name = header["name"]
+        words = tuple((float(a), float(b), str(word)) for a, b, word in header.get("words", ()))
+    except (ValueError, KeyError, TypeError) as error:
+        raise AudioError(f"{label}: has a damaged header ({error})") from error
+    sound = EncodedSound(data[8 + size :], f"{label} ({name})")
+    return Record(
+        name, sound, header.get("text"), words, header.get("domain"), header.get("speaker")
+    )
+
+
+class ShardWriter:
+    """Writes one shard and its sidecar under temporary names; `finish` makes both real."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._partial = path.with_name(f".{path.name}.part")
+        # One record a chunk: a random read touches nothing else. Audio is compressed already.
+        options = "group_size:1,uncompressed"
+        self._writer = array_record_module.ArrayRecordWriter(str(self._partial), options)
+        self._names: list[str] = []
+
+    def write(self, data: bytes, name: str, speaker: str | None) -> None:
+        self._writer.write(data)
+        self._names.append(f"{_flat(name)}\t{_flat(speaker or '')}\n")
+
+    def finish(self) -> None:
+        self._writer.close()
+        names = _sidecar(self.path)
+        partial = names.with_name(f".{names.name}.part")
+        partial.write_text("".join(self._names), "utf-8")
+        partial.replace(names)
+        self._partial.replace(self.path)  # last: a shard that exists is complete
+
+    def abandon(self) -> None:
+        self._writer.close()
+        self._partial.unlink(missing_ok=True)
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _sidecar(shard: Path) -> Path:
+    return shard.with_suffix(".names")
+
+
+class ArrayRecordSource:
+    """All records of the shards that a glob (or a folder) names, in order of file name."""
+
+    def __init__(self, pattern: str):
+        """Raises AudioError where no shard, or no sidecar to one, is found."""
+        expanded = Path(pattern).expanduser()
+        pattern = str(expanded / f"*{SUFFIX}") if expanded.is_dir() else str(expanded)
+        self.paths = sorted(path for path in glob.glob(pattern) if path.endswith(SUFFIX))
+        if not self.paths:
+            raise AudioError(f"{pattern}: no {SUFFIX} file matches")
+        self.label = Path(self.paths[0]).resolve().parent.name
+        self._names: list[str] = []
+        self._groups: list[str] = []
+        for path in self.paths:
+            self._add_names(Path(path))
+        self._reader = array_record_data_source.ArrayRecordDataSource(self.paths)
+        if len(self._reader) != len(self._names):
+            raise AudioError(
+                f"{pattern}: {len(self._reader)} records but {len(self._names)} names beside them; "
+                "write the set again with llmcodec_jax.data.prepare"
+            )
+
+    def _add_names(self, shard: Path) -> None:
+        names = _sidecar(shard)
+        if not names.is_file():
+            raise AudioError(
+                f"{shard}: {names.name} is missing beside it; copy it too, or write the set "
+                "again with llmcodec_jax.data.prepare"
+            )
+        for line in names.read_text("utf-8").splitlines():
+            name, _, speaker = line.partition("\t")
+            self._names.append(name)
+            self._groups.append(speaker or name)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def name(self, index: int) -> str:
+        return self._names[index]
+
+    def group(self, index: int) -> str:
+        return self._groups[index]
+
+    def record(self, index: int) -> Record:
+        (data,) = self._reader.__getitems__([index])
+        return unpack(data, f"{self.label}, record {index}")

@@ -1,0 +1,181 @@
+"""Writes any source as ArrayRecord shards: fast random reads from a few large files.
+
+    python -m llmcodec_jax.data.prepare --source librispeech:DIR --output OUT --shards 64
+
+Audio is resampled to `--sample-rate`, mono, FLAC (or Opus, a tenth of the size). Finished shards
+are kept: the same command again continues where it was interrupted. Unusable recordings are left
+out, counted and named in OUT/skipped.txt. Read the result with arrayrecord:OUT.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+from tqdm import tqdm
+
+from llmcodec_jax.audio import AudioError, resample
+from llmcodec_jax.data.arrayrecords import CODECS, SUFFIX, ShardWriter, pack
+from llmcodec_jax.data.packages import FetchError
+from llmcodec_jax.data.records import Source, stable_hash
+from llmcodec_jax.data.sources import open_source
+
+PLAN = "prepare.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What decides a shard's content: a folder holds shards of one plan only."""
+
+    source: str
+    records: int
+    names: str  # digest of all names, in order
+    shards: int
+    sample_rate: int
+    codec: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """Record index -> (bytes, name, speaker, error): what worker processes do."""
+
+    source: Source
+    sample_rate: int
+    codec: str
+
+    def __call__(self, index: int) -> tuple[bytes | None, str, str | None, str]:
+        try:
+            record = self.source.record(index)
+            sound = record.sound
+            wav = resample(sound.read(0, sound.samples), sound.rate, self.sample_rate)
+            data = pack(record, wav, self.sample_rate, self.codec)
+            return data, record.name, record.speaker, ""
+        except AudioError as error:
+            return None, self.source.name(index), None, str(error)
+
+
+def prepare(
+    source: str,
+    output: str | Path,
+    *,
+    shards: int,
+    sample_rate: int = 16_000,
+    codec: str = "flac",
+    workers: int = 0,
+    cache: str | Path | None = None,
+) -> dict[str, int]:
+    """Writes the shards that are not there yet; returns counts: written, skipped, kept shards.
+
+    Records are dealt to shards in turn, so that shards are alike. Raises ValueError where
+    `output` holds shards of another plan, AudioError where most recordings are unusable.
+    """
+    output, opened = Path(output), open_source(source, cache=cache)
+    shards = max(1, min(shards, len(opened)))
+    digest = stable_hash("\n".join(opened.name(i) for i in range(len(opened))), 64)
+    plan = Plan(source, len(opened), f"{digest:016x}", shards, sample_rate, codec)
+    _settle(output, plan)
+    paths = [output / f"data-{i:05d}-of-{shards:05d}{SUFFIX}" for i in range(shards)]
+    todo = [i for i, path in enumerate(paths) if not path.is_file()]
+    counts = {"written": 0, "skipped": 0, "kept_shards": shards - len(todo)}
+    encoder = Encoder(opened, sample_rate, codec)
+    total = sum(len(range(i, len(opened), shards)) for i in todo)
+    with ExitStack() as stack:
+        bar = stack.enter_context(tqdm(total=total, desc=output.name, unit="clip", disable=None))
+        encode = functools.partial(map, encoder)
+        if workers:
+            context = multiprocessing.get_context("spawn")
+            pool = ProcessPoolExecutor(workers, context, _install, (encoder,))
+            stack.callback(pool.shutdown, cancel_futures=True)
+            encode = functools.partial(pool.map, _encode, chunksize=8)
+        for shard in todo:
+            _write_shard(paths[shard], encode(range(shard, len(opened), shards)), bar, counts)
+            if counts["skipped"] > max(16, counts["written"]):
+                raise AudioError(
+                    f"{source}: most recordings are unusable ({counts['skipped']} so far); "
+                    f"{output / 'skipped.txt'} names them"
+                )
+    return counts
+
+
+def _settle(output: Path, plan: Plan) -> None:
+    """Writes the plan, or compares it with the one that is there."""
+    output.mkdir(parents=True, exist_ok=True)
+    file = output / PLAN
+    if not file.is_file():
+        if any(output.glob(f"*{SUFFIX}")):
+            raise ValueError(f"{output}: holds shards but no {PLAN}; choose another folder")
+        partial = file.with_name(f".{PLAN}.{os.getpid()}.part")
+        partial.write_text(json.dumps(dataclasses.asdict(plan), indent=2) + "\n")
+        partial.replace(file)
+        return
+    before = json.loads(file.read_text())
+    differing = [k for k, v in dataclasses.asdict(plan).items() if before.get(k) != v]
+    if differing:
+        raise ValueError(
+            f"{output}: was begun with another "
+            + ", ".join(f"{k} ({before.get(k)!r}, now {getattr(plan, k)!r})" for k in differing)
+            + "; choose another folder or delete this one"
+        )
+
+
+def _install(encoder: Encoder) -> None:
+    """Keeps the encoder in a worker process, so that tasks carry only an index."""
+    global _encoder
+    _encoder = encoder
+
+
+def _encode(index: int):
+    return _encoder(index)
+
+
+def _write_shard(path: Path, items: Iterator, bar: tqdm, counts: dict[str, int]) -> None:
+    writer = ShardWriter(path)
+    problems = []
+    try:
+        for data, name, speaker, error in items:
+            bar.update()
+            if data is None:
+                problems.append(f"{name}\t{error}\n")
+                continue
+            writer.write(data, name, speaker)
+            counts["written"] += 1
+    except BaseException:
+        writer.abandon()
+        raise
+    writer.finish()
+    counts["skipped"] += len(problems)
+    if problems:
+        with open(path.parent / "skipped.txt", "a", encoding="utf-8") as log:
+            log.writelines(problems)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--source", required=True, help="librispeech:DIR, folder:DIR, tfds:NAME")
+    parser.add_argument("--output", required=True, help="folder for the shards")
+    parser.add_argument("--shards", type=int, default=16, help="number of files")
+    parser.add_argument("--sample-rate", type=int, default=16_000, help="Hz")
+    parser.add_argument("--codec", choices=sorted(CODECS), default="flac")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--cache", help="cache folder of the embedded source")
+    arguments = vars(parser.parse_args())
+    try:
+        counts = prepare(arguments.pop("source"), arguments.pop("output"), **arguments)
+    except (AudioError, FetchError, ValueError) as error:
+        sys.exit(str(error))
+    print(", ".join(f"{key} {value}" for key, value in counts.items()))
+
+
+if __name__ == "__main__":
+    main()
