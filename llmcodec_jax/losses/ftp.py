@@ -1,0 +1,149 @@
+"""Future-token prediction (SPEC 4) with a fused linear cross-entropy.
+
+Head k reads the LM state that has seen codes < t and predicts code t + k - 1. With K heads
+and V codes the logits would be [B, T, K, V]; here they exist for one head and a few frames at
+a time. The same sweep that computes the loss also computes its gradients, so nothing is ever
+recomputed: three matrix products per head, as in the plain form, at a fraction of the memory.
+
+Shapes: B clips, T frames, K horizons, V codes, H language-model width.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from llmcodec_jax.types import Losses
+
+ROWS = 512  # frames (over all clips) whose logits exist at once; more is faster, and larger
+COLUMNS = 2048  # codes whose weight gradient is added at once
+
+
+def ftp_loss(
+    hidden: jax.Array, heads: jax.Array, codes: jax.Array, frame_mask: jax.Array
+) -> Losses:
+    """Cross-entropy and accuracy of every horizon, as sums that add up over any split.
+
+    hidden [B, T, H]: hidden[:, t] has seen codes < t (hidden[:, 0] only the begin position).
+    heads [K, V, H], codes int [B, T], frame_mask bool [B, T] (a prefix of each clip).
+    Returns "ftp/k" -> (sum of cross-entropy, valid frames) and "ftp_accuracy/k" -> (correct,
+    valid frames) for k = 1..K; t counts where frames t and t + k - 1 both exist. The paper's
+    loss is sum_k w_k * sum_k / count_k with w from `lm.heads.horizon_weights` and counts over
+    the whole batch. Gradients reach hidden and heads.
+    """
+    horizons = heads.shape[0]
+    labels, valid = future_labels(codes, frame_mask, horizons)
+    sums, correct = fused_linear_cross_entropy(hidden, heads, labels, valid)
+    counts = valid.sum((1, 2)).astype(jnp.float32)
+    losses: Losses = {}
+    for k in range(horizons):
+        losses[f"ftp/{k + 1}"] = (sums[k], counts[k])
+        losses[f"ftp_accuracy/{k + 1}"] = (correct[k], counts[k])
+    return losses
+
+
+def future_labels(codes: jax.Array, frame_mask: jax.Array, horizons: int):
+    """codes and mask [B, T] -> (labels int32, valid bool), each [K, B, T]: code t + k - 1 at t."""
+    frames = codes.shape[1]
+
+    def ahead(x, k):
+        return jnp.pad(x, ((0, 0), (0, k)))[:, k : k + frames]
+
+    labels = jnp.stack([ahead(codes, k) for k in range(horizons)]).astype(jnp.int32)
+    return labels, jnp.stack([frame_mask & ahead(frame_mask, k) for k in range(horizons)])
+
+
+def fused_linear_cross_entropy(
+    hidden: jax.Array, heads: jax.Array, labels: jax.Array, valid: jax.Array, rows: int = ROWS
+) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy of hidden @ heads[k]^T against labels[k], never holding all logits.
+
+    hidden [B, T, H], heads [K, V, H], labels int32 and valid bool [K, B, T] -> (sums float32
+    [K] over valid frames, number correct float32 [K], without gradient). Products run in the
+    dtype of `hidden`, softmax and accumulation in float32. `rows` bounds how many frames'
+    logits exist at once.
+    """
+    batch, frames, _ = hidden.shape
+    pieces = max(1, round(batch * frames / rows))
+    chunk = -(-frames // pieces)
+    return _fused(min(chunk, frames), hidden, heads, labels, valid)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _fused(chunk, hidden, heads, labels, valid):
+    return _sweep(chunk, hidden, heads, labels, valid, gradients=False)[:2]
+
+
+def _fused_forward(chunk, hidden, heads, labels, valid):
+    sums, correct, d_hidden, d_heads = _sweep(chunk, hidden, heads, labels, valid, gradients=True)
+    return (sums, correct), (d_hidden, d_heads, jnp.zeros((0,), heads.dtype))
+
+
+def _fused_backward(chunk, residuals, cotangents):
+    d_hidden, d_heads, like_heads = residuals
+    scale, _ = cotangents  # [K]: horizons are independent, so their gradients only scale
+    total = jnp.einsum("k,kbth->bth", scale, d_hidden, preferred_element_type=jnp.float32)
+    d_heads = (scale[:, None, None] * d_heads).astype(like_heads.dtype)
+    return total.astype(d_hidden.dtype), d_heads, None, None
+
+
+_fused.defvjp(_fused_forward, _fused_backward)
+
+
+def _sweep(chunk, hidden, heads, labels, valid, gradients: bool):
+    """Walks heads and blocks of frames -> (sums [K], correct [K], d_hidden, d_heads or None).
+
+    The gradients are those of each horizon's sum: d_hidden [K, B, T, H], d_heads [K, V, H].
+    Frames are cut along time so that a batch split over devices stays where it is.
+    """
+    horizons, frames = heads.shape[0], hidden.shape[1]
+    blocks = -(-frames // chunk)
+    padding = blocks * chunk - frames
+    hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
+    labels = jnp.pad(labels, ((0, 0), (0, 0), (0, padding)))
+    valid = jnp.pad(valid, ((0, 0), (0, 0), (0, padding)))
+    d_hidden = jnp.zeros((horizons, *hidden.shape) if gradients else (0,), hidden.dtype)
+    d_heads = jnp.zeros(heads.shape if gradients else (0,), jnp.float32)
+
+    def visit(index, carry):
+        sums, correct, d_hidden, d_heads = carry
+        k, start = index // blocks, (index % blocks) * chunk
+        head = heads[k].astype(hidden.dtype)
+        h = jax.lax.dynamic_slice_in_dim(hidden, start, chunk, axis=1)
+        label = jax.lax.dynamic_slice_in_dim(labels[k], start, chunk, axis=1)
+        weight = jax.lax.dynamic_slice_in_dim(valid[k], start, chunk, axis=1).astype(jnp.float32)
+        logits = jnp.einsum("bth,vh->btv", h, head, preferred_element_type=jnp.float32)
+        lse = jax.nn.logsumexp(logits, axis=-1)
+        picked = jnp.take_along_axis(logits, label[..., None], axis=-1)[..., 0]
+        sums = sums.at[k].add(jnp.sum(weight * (lse - picked)))
+        correct = correct.at[k].add(jnp.sum(weight * (jnp.argmax(logits, axis=-1) == label)))
+        if gradients:
+            is_label = label[..., None] == jnp.arange(logits.shape[-1])
+            d_logits = weight[..., None] * (jnp.exp(logits - lse[..., None]) - is_label)
+            d_logits = d_logits.astype(hidden.dtype)
+            d_h = jnp.einsum("btv,vh->bth", d_logits, head)
+            d_hidden = jax.lax.dynamic_update_slice(d_hidden, d_h[None], (k, 0, start, 0))
+            d_heads = _add_outer(d_heads, k, d_logits, h)
+        return sums, correct, d_hidden, d_heads
+
+    zeros = jnp.zeros(horizons)
+    carry = (zeros, zeros, d_hidden, d_heads)
+    sums, correct, d_hidden, d_heads = jax.lax.fori_loop(0, horizons * blocks, visit, carry)
+    return sums, correct, d_hidden[:, :, :frames] if gradients else None, d_heads
+
+
+def _add_outer(d_heads, k, d_logits, h):
+    """d_heads[k] += d_logits^T h, some columns at a time so that no second [V, H] exists."""
+    size = d_heads.shape[1]
+    whole = size // COLUMNS
+
+    def add(d_heads, start, width):
+        part = jax.lax.dynamic_slice_in_dim(d_logits, start, width, axis=2)
+        update = jnp.einsum("btv,bth->vh", part, h, preferred_element_type=jnp.float32)
+        old = jax.lax.dynamic_slice(d_heads, (k, start, 0), (1, *update.shape))
+        return jax.lax.dynamic_update_slice(d_heads, old + update, (k, start, 0))
+
+    d_heads = jax.lax.fori_loop(0, whole, lambda i, d: add(d, i * COLUMNS, COLUMNS), d_heads)
+    return add(d_heads, whole * COLUMNS, size % COLUMNS) if size % COLUMNS else d_heads
