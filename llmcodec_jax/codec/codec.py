@@ -1,7 +1,8 @@
-"""AUV: audio -> Conformer encoder -> factorised quantiser -> Conformer decoder -> audio (SPEC 1)."""
+"""AUV: audio, Conformer encoder, factorised quantiser, Conformer decoder, audio (SPEC 1)."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -210,3 +211,21 @@ def revive(codec: AUV, variables: dict, output: CodecOutput, key, threshold: flo
         "params": {**variables["params"], "quantizer": quantizer},
         "batch_stats": {**variables["batch_stats"], "quantizer": usages},
     }
+
+
+def to_fields(codec: AUV) -> dict[str, Any]:
+    """The module's fields as plain JSON values."""
+    fields = {
+        field.name: getattr(codec, field.name)
+        for field in dataclasses.fields(codec)
+        if field.name not in ("parent", "name")
+    }
+    return {**fields, "dtype": jnp.dtype(codec.dtype).name}
+
+
+def from_fields(fields: dict[str, Any]) -> AUV:
+    """The module that `to_fields` described. Raises TypeError for an unknown field."""
+    partitions = fields.get("partitions", "nested")
+    if isinstance(partitions, list):
+        partitions = tuple(tuple(bounds) for bounds in partitions)
+    return AUV(**{**fields, "partitions": partitions})

@@ -130,7 +130,7 @@ class BatchNorm(nn.Module):
         centre, spread = mean.value, var.value
         if train:
             wide = x.astype(jnp.float32)
-            weight = jnp.ones(x.shape[:2] + (1,)) if mask is None else mask[..., None]
+            weight = jnp.ones((*x.shape[:2], 1)) if mask is None else mask[..., None]
             count = jnp.maximum(jnp.sum(weight), 1)
             centre = jnp.sum(wide * weight, axis=(0, 1)) / count
             spread = jnp.sum(jnp.square(wide - centre) * weight, axis=(0, 1)) / count

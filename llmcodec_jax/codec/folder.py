@@ -1,0 +1,48 @@
+"""A codec on disk: `codec.json` (every field of the module) and `codec.safetensors`.
+
+The tensors carry the published names, so the folder's weights are also a valid export. Training
+writes this folder into its run; `convert auv` writes it from a published checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.numpy
+
+from llmcodec_jax.codec.codec import AUV, to_fields
+from llmcodec_jax.interop import torch_auv, torch_file
+
+
+def save_codec_folder(path: str | Path, codec: AUV, variables: Mapping) -> None:
+    """Writes `codec.json` and `codec.safetensors` into the folder `path`, each atomically."""
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    save_safetensors(path / torch_auv.WEIGHTS_NAME, codec, variables)
+    text = json.dumps(to_fields(codec), indent=2) + "\n"
+    _replace(path / torch_auv.CONFIG_NAME, text.encode())
+
+
+def save_safetensors(path: str | Path, codec: AUV, variables: Mapping) -> None:
+    """Writes one `.safetensors` of published names that carries the codec's fields with it."""
+    metadata = {"format": "np", "codec": json.dumps(to_fields(codec))}
+    tensors = torch_auv.to_state_dict(codec, variables)
+    _replace(Path(path), safetensors.numpy.save(tensors, metadata))
+
+
+def save_torch(path: str | Path, codec: AUV, variables: Mapping) -> None:
+    """Writes a `.pt` in the published layout, which `torch.load(weights_only=True)` opens."""
+    torch_file.write_state_dict(path, torch_auv.to_state_dict(codec, variables))
+
+
+def _replace(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
