@@ -1,0 +1,103 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llmcodec_jax.losses import spectral
+
+acoustic_losses = jax.jit(spectral.acoustic_losses, static_argnames=("phase", "convergence"))
+NAMES = ("mel", "multi_scale_mel", "multi_resolution_stft", "complex_stft")
+
+
+def _speechlike(clips, samples, seed=0):
+    noise = np.random.default_rng(seed).normal(size=(clips, samples))
+    return (0.1 * noise * np.sin(np.arange(samples) / 900) ** 2).astype(np.float32)
+
+
+@pytest.mark.parametrize("phase", ["unit", "magnitude"])
+def test_padding_changes_nothing(phase):
+    reference, estimate = _speechlike(2, 4000), _speechlike(2, 4000, seed=1)
+    lengths = np.array([4000, 2501], np.int32)
+    garbage = 0.5 * np.ones((2, 3000), np.float32)
+    padded = acoustic_losses(
+        np.concatenate([reference, garbage], 1),
+        np.concatenate([np.where(np.arange(4000) < lengths[:, None], estimate, 9), garbage], 1),
+        lengths,
+        phase=phase,
+    )
+    for item, length in enumerate(lengths):
+        bare = acoustic_losses(
+            reference[item : item + 1, :length], estimate[item : item + 1, :length], phase=phase
+        )
+        for name in NAMES:
+            assert float(padded[name][item]) == pytest.approx(float(bare[name][0]), rel=2e-5), name
+
+
+def test_shared_analysis_equals_the_separate_losses():
+    reference, estimate = _speechlike(2, 5000), _speechlike(2, 5000, seed=1)
+    lengths = np.array([5000, 3000], np.int32)
+    shared = acoustic_losses(reference, estimate, lengths)
+    for name in NAMES:
+        loss = getattr(spectral, f"{name}_loss")
+        np.testing.assert_allclose(
+            shared[name], loss(reference, estimate, lengths, reduce=False), rtol=1e-6
+        )
+        assert loss(reference, estimate, lengths).shape == ()
+
+
+@pytest.mark.parametrize("phase", ["unit", "magnitude"])
+@pytest.mark.parametrize("case", ["both silent", "silent reference", "silent estimate", "equal"])
+def test_gradients_are_finite(case, phase):
+    sound, silence = _speechlike(1, 4000), np.zeros((1, 4000), np.float32)
+    reference = silence if case in ("both silent", "silent reference") else sound
+    estimate = silence if case in ("both silent", "silent estimate") else sound
+
+    def total(estimate):
+        return sum(v.sum() for v in acoustic_losses(reference, estimate, phase=phase).values())
+
+    value, gradient = jax.jit(jax.value_and_grad(total))(jnp.asarray(estimate))
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).all()
+
+
+def test_weighting_phase_by_magnitude_bounds_its_gradient_at_silence():
+    reference = _speechlike(1, 4000)
+    estimate = jnp.full((1, 4000), 1e-6) * np.random.default_rng(2).normal(size=(1, 4000))
+
+    def steepest(phase):
+        def loss(estimate):
+            return spectral.multi_resolution_stft_loss(
+                reference, estimate, phase_weight=1.0, phase=phase
+            ) - spectral.multi_resolution_stft_loss(reference, estimate)
+
+        return float(jnp.abs(jax.jit(jax.grad(loss))(estimate)).max())
+
+    assert steepest("magnitude") < 1
+    assert steepest("unit") > 100 * steepest("magnitude")
+
+
+def test_a_quiet_clip_is_not_hidden_by_a_loud_one():
+    reference, estimate = _speechlike(2, 4000), _speechlike(2, 4000, seed=1)
+    reference[1] *= 1e-2
+    estimate[1] = 0
+    estimate[0] = reference[0]
+    item = spectral.multi_resolution_stft_loss(reference, estimate, reduce=False)
+    batch = spectral.multi_resolution_stft_loss(
+        reference, estimate, convergence="batch", reduce=False
+    )
+    assert float(item[1] - batch[1]) > 0.9
+    assert float(batch[0]) < 0.1
+
+
+def test_clips_shorter_than_a_window_have_losses():
+    reference, estimate = _speechlike(2, 300), _speechlike(2, 300, seed=1)
+    losses = acoustic_losses(reference, estimate, np.array([300, 7], np.int32))
+    assert all(np.isfinite(v).all() for v in losses.values())
+
+
+def test_unknown_options_are_refused():
+    wav = _speechlike(1, 2048)
+    with pytest.raises(ValueError, match="phase is"):
+        spectral.complex_stft_loss(wav, wav, phase="loud")
+    with pytest.raises(ValueError, match="convergence is"):
+        spectral.complex_stft_loss(wav, wav, convergence="all")
