@@ -19,11 +19,12 @@ Shapes: B clips, T frames, D query width, V codes, H language-model width.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+
+from llmcodec_jax.blocks import over_blocks
 
 MODES = ("gumbel", "ste", "detach")
 LOGIT_LIMIT = 80.0
@@ -99,7 +100,7 @@ def bridge(
     *,
     mode: str,
     labels: jax.Array,
-    chunk: int = 4096,
+    chunk: int = 2048,
     dtype=jnp.float32,
 ) -> BridgeOutput:
     """The bridge fused with its logits and its cross-entropy; same gradients, no [B, T, V].
@@ -115,7 +116,7 @@ def bridge(
         query = jax.lax.stop_gradient(query)
     tensors = (query.astype(jnp.float32), weight.astype(jnp.float32), bias.astype(jnp.float32))
     temperature = jnp.asarray(temperature, jnp.float32)
-    static = (mode, min(chunk, weight.shape[0]), jnp.dtype(dtype))
+    static = (mode, chunk, jnp.dtype(dtype))
     embeds, ids, nll, agree = _fused(static, *tensors, embedding, key, temperature, labels)
     return BridgeOutput(embeds, ids, nll, agree)
 
@@ -123,13 +124,6 @@ def bridge(
 def _check_mode(mode: str) -> None:
     if mode not in MODES:
         raise ValueError(f"bridge mode {mode!r} is not one of {', '.join(MODES)}")
-
-
-def _over_chunks(size: int, chunk: int, step: Callable, carry):
-    """carry = step(carry, start, width) over [0, size); a loop, then the remainder."""
-    whole = size // chunk
-    carry = jax.lax.fori_loop(0, whole, lambda i, c: step(c, i * chunk, chunk), carry)
-    return step(carry, whole * chunk, size % chunk) if size % chunk else carry
 
 
 def _rows(table: jax.Array, start, width: int) -> jax.Array:
@@ -203,7 +197,7 @@ def _scan_vocabulary(static, query, weight, bias, embedding, key, temperature, l
             expected=expected,
         )
 
-    return _over_chunks(weight.shape[0], chunk, step, start_state)
+    return over_blocks(weight.shape[0], chunk, step, start_state)
 
 
 def _better(value, code, columns, start):
@@ -264,7 +258,7 @@ def _fused_backward(static, residuals, cotangents):
         return d_query, d_weight, d_bias
 
     zeros = tuple(jnp.zeros_like(x) for x in (query, weight, bias))
-    d_query, d_weight, d_bias = _over_chunks(weight.shape[0], chunk, step, zeros)
+    d_query, d_weight, d_bias = over_blocks(weight.shape[0], chunk, step, zeros)
     d_embedding = jnp.zeros(embedding.shape).at[code].add(d_embeds32).astype(embedding.dtype)
     return d_query, d_weight, d_bias, d_embedding, None, None, None
 

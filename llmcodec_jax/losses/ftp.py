@@ -15,10 +15,11 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from llmcodec_jax.blocks import over_blocks
 from llmcodec_jax.types import Losses
 
 ROWS = 512  # frames (over all clips) whose logits exist at once; more is faster, and larger
-COLUMNS = 2048  # codes whose weight gradient is added at once
+COLUMNS = 2048  # codes handled at once
 
 
 def ftp_loss(
@@ -28,7 +29,7 @@ def ftp_loss(
 
     hidden [B, T, H]: hidden[:, t] has seen codes < t (hidden[:, 0] only the begin position).
     heads [K, V, H], codes int [B, T], frame_mask bool [B, T] (a prefix of each clip).
-    Returns "ftp/k" -> (sum of cross-entropy, valid frames) and "ftp_accuracy/k" -> (correct,
+    Returns "ftp/k" -> (sum of cross-entropy, valid frames) and "accuracy/ftp_k" -> (correct,
     valid frames) for k = 1..K; t counts where frames t and t + k - 1 both exist. The paper's
     loss is sum_k w_k * sum_k / count_k with w from `lm.heads.horizon_weights` and counts over
     the whole batch. Gradients reach hidden and heads.
@@ -40,7 +41,7 @@ def ftp_loss(
     losses: Losses = {}
     for k in range(horizons):
         losses[f"ftp/{k + 1}"] = (sums[k], counts[k])
-        losses[f"ftp_accuracy/{k + 1}"] = (correct[k], counts[k])
+        losses[f"accuracy/ftp_{k + 1}"] = (correct[k], counts[k])
     return losses
 
 
@@ -110,22 +111,17 @@ def _sweep(chunk, hidden, heads, labels, valid, gradients: bool):
     def visit(index, carry):
         sums, correct, d_hidden, d_heads = carry
         k, start = index // blocks, (index % blocks) * chunk
-        head = heads[k].astype(hidden.dtype)
         h = jax.lax.dynamic_slice_in_dim(hidden, start, chunk, axis=1)
         label = jax.lax.dynamic_slice_in_dim(labels[k], start, chunk, axis=1)
         weight = jax.lax.dynamic_slice_in_dim(valid[k], start, chunk, axis=1).astype(jnp.float32)
-        logits = jnp.einsum("bth,vh->btv", h, head, preferred_element_type=jnp.float32)
+        logits = _logits(h, heads, k)
         lse = jax.nn.logsumexp(logits, axis=-1)
         picked = jnp.take_along_axis(logits, label[..., None], axis=-1)[..., 0]
         sums = sums.at[k].add(jnp.sum(weight * (lse - picked)))
         correct = correct.at[k].add(jnp.sum(weight * (jnp.argmax(logits, axis=-1) == label)))
         if gradients:
-            is_label = label[..., None] == jnp.arange(logits.shape[-1])
-            d_logits = weight[..., None] * (jnp.exp(logits - lse[..., None]) - is_label)
-            d_logits = d_logits.astype(hidden.dtype)
-            d_h = jnp.einsum("btv,vh->bth", d_logits, head)
+            d_h, d_heads = _gradients(logits, lse, label, weight, h, heads, k, d_heads)
             d_hidden = jax.lax.dynamic_update_slice(d_hidden, d_h[None], (k, 0, start, 0))
-            d_heads = _add_outer(d_heads, k, d_logits, h)
         return sums, correct, d_hidden, d_heads
 
     zeros = jnp.zeros(horizons)
@@ -134,16 +130,39 @@ def _sweep(chunk, hidden, heads, labels, valid, gradients: bool):
     return sums, correct, d_hidden[:, :, :frames] if gradients else None, d_heads
 
 
-def _add_outer(d_heads, k, d_logits, h):
-    """d_heads[k] += d_logits^T h, some columns at a time so that no second [V, H] exists."""
-    size = d_heads.shape[1]
-    whole = size // COLUMNS
+def _rows(heads, k, start, width):
+    """heads[k, start : start + width], without a copy of the whole head."""
+    return jax.lax.dynamic_slice(heads, (k, start, 0), (1, width, heads.shape[2]))[0]
 
-    def add(d_heads, start, width):
-        part = jax.lax.dynamic_slice_in_dim(d_logits, start, width, axis=2)
-        update = jnp.einsum("btv,bth->vh", part, h, preferred_element_type=jnp.float32)
-        old = jax.lax.dynamic_slice(d_heads, (k, start, 0), (1, *update.shape))
-        return jax.lax.dynamic_update_slice(d_heads, old + update, (k, start, 0))
 
-    d_heads = jax.lax.fori_loop(0, whole, lambda i, d: add(d, i * COLUMNS, COLUMNS), d_heads)
-    return add(d_heads, whole * COLUMNS, size % COLUMNS) if size % COLUMNS else d_heads
+def _logits(h, heads, k):
+    """h @ heads[k]^T: float32 [B, chunk, V]."""
+
+    def fill(logits, start, width):
+        head = _rows(heads, k, start, width).astype(h.dtype)
+        part = jnp.einsum("bth,vh->btv", h, head, preferred_element_type=jnp.float32)
+        return jax.lax.dynamic_update_slice_in_dim(logits, part, start, axis=2)
+
+    size = heads.shape[1]
+    return over_blocks(size, COLUMNS, fill, jnp.zeros((*h.shape[:2], size)))
+
+
+def _gradients(logits, lse, label, weight, h, heads, k, d_heads):
+    """(gradient of h [B, chunk, H], d_heads with that of heads[k] added in place)."""
+
+    def add(carry, start, width):
+        d_h, d_heads = carry
+        part = jax.lax.dynamic_slice_in_dim(logits, start, width, axis=2)
+        is_label = label[..., None] == start + jnp.arange(width)
+        d_logits = weight[..., None] * (jnp.exp(part - lse[..., None]) - is_label)
+        d_logits = d_logits.astype(h.dtype)
+        head = _rows(heads, k, start, width).astype(h.dtype)
+        d_h += jnp.einsum("btv,vh->bth", d_logits, head, preferred_element_type=jnp.float32)
+        update = jnp.einsum("btv,bth->vh", d_logits, h, preferred_element_type=jnp.float32)
+        total = _rows(d_heads, k, start, width) + update
+        return d_h, jax.lax.dynamic_update_slice(d_heads, total[None], (k, start, 0))
+
+    d_h, d_heads = over_blocks(
+        heads.shape[1], COLUMNS, add, (jnp.zeros(h.shape, jnp.float32), d_heads)
+    )
+    return d_h.astype(h.dtype), d_heads

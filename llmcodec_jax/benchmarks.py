@@ -1,0 +1,158 @@
+"""Memory and time of the fused bridge and future-token loss beside their plain forms.
+
+    python -m llmcodec_jax.benchmarks bridge
+    python -m llmcodec_jax.benchmarks ftp --codes 4096 --repeats 5
+
+Both forms compute the same values and gradients from the same inputs. Memory is what the
+compiler's own analysis reports as temporary, beyond inputs and outputs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from tqdm import tqdm
+
+from llmcodec_jax.bridge import LOGIT_LIMIT, bridge
+from llmcodec_jax.losses.ftp import fused_linear_cross_entropy, future_labels
+
+
+class Sizes(NamedTuple):
+    """The problem's size; the defaults are the paper's."""
+
+    clips: int = 10
+    frames: int = 200
+    codes: int = 20480
+    width: int = 2560  # of the language model
+    latent: int = 512  # of the codec
+    horizons: int = 5
+
+
+class Row(NamedTuple):
+    """One line of the table."""
+
+    name: str
+    temporary: float  # MiB
+    seconds: float | None  # best of the repeats; None where it was only compiled
+
+
+def bridge_forms(sizes: Sizes) -> tuple[dict[str, Callable], tuple]:
+    """({"plain", "fused"} -> function returning gradients, inputs) for the Gumbel bridge."""
+    keys = jax.random.split(jax.random.key(0), 6)
+    shape = sizes.clips, sizes.frames
+    query = jax.random.normal(keys[0], (*shape, sizes.latent))
+    weight = jax.random.normal(keys[1], (sizes.codes, sizes.latent)) * sizes.latent**-0.5
+    embedding = jax.random.normal(keys[2], (sizes.codes, sizes.width)) * 0.02
+    upstream = jax.random.normal(keys[3], (*shape, sizes.width))
+    labels = jax.random.randint(keys[4], shape, 0, sizes.codes)
+    inputs = (query, weight, jnp.zeros(sizes.codes), embedding, upstream, labels, keys[5])
+
+    def total(embeds, nll, upstream):
+        return jnp.sum(embeds * upstream) + jnp.sum(nll)
+
+    def plain(query, weight, bias, embedding, upstream, labels, key):
+        logits = jnp.clip(
+            jnp.einsum("btd,vd->btv", query, weight) + bias, -LOGIT_LIMIT, LOGIT_LIMIT
+        )
+        scores = (logits + jax.random.gumbel(key, logits.shape)) / 0.5
+        soft = jax.nn.softmax(scores)
+        hard = jax.nn.one_hot(jnp.argmax(scores, axis=-1), sizes.codes)
+        embeds = (hard - jax.lax.stop_gradient(soft) + soft) @ embedding
+        picked = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+        return total(embeds, jax.nn.logsumexp(logits, axis=-1) - picked, upstream)
+
+    def fused(query, weight, bias, embedding, upstream, labels, key):
+        output = bridge(query, weight, bias, embedding, key, 0.5, mode="gumbel", labels=labels)
+        return total(output.embeds, output.nll, upstream)
+
+    forms = {"plain": plain, "fused": fused}
+    return {name: jax.grad(f, argnums=(0, 1, 2, 3)) for name, f in forms.items()}, inputs
+
+
+def ftp_forms(sizes: Sizes) -> tuple[dict[str, Callable], tuple]:
+    """({"plain", "fused"} -> function returning gradients, inputs) for the K-head loss."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    shape = sizes.clips, sizes.frames
+    hidden = jax.random.normal(keys[0], (*shape, sizes.width))
+    heads = jax.random.normal(keys[1], (sizes.horizons, sizes.codes, sizes.width)) * 0.02
+    codes = jax.random.randint(keys[2], shape, 0, sizes.codes)
+    labels, valid = future_labels(codes, jnp.ones(shape, bool), sizes.horizons)
+
+    def plain(hidden, heads, labels, valid):
+        logits = jnp.einsum("bth,kvh->kbtv", hidden, heads)
+        picked = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+        return jnp.sum(valid * (jax.nn.logsumexp(logits, axis=-1) - picked))
+
+    def fused(hidden, heads, labels, valid):
+        return jnp.sum(fused_linear_cross_entropy(hidden, heads, labels, valid)[0])
+
+    forms = {"plain": plain, "fused": fused}
+    inputs = (hidden, heads, labels, valid)
+    return {name: jax.grad(f, argnums=(0, 1)) for name, f in forms.items()}, inputs
+
+
+FORMS = {"bridge": bridge_forms, "ftp": ftp_forms}
+
+
+def measure(name: str, sizes: Sizes, repeats: int = 3) -> Iterator[Row]:
+    """Compiles and, with `repeats` above 0, times each form: yields its row of the table."""
+    forms, inputs = FORMS[name](sizes)
+    for form, function in forms.items():
+        compiled = jax.jit(function).lower(*inputs).compile()
+        seconds = []
+        for index in range(repeats + 1 if repeats else 0):  # the first one only warms up
+            start = time.perf_counter()
+            jax.block_until_ready(compiled(*inputs))
+            if index:
+                seconds.append(time.perf_counter() - start)
+        temporary = compiled.memory_analysis().temp_size_in_bytes / 2**20
+        yield Row(f"{name}, {form}", temporary, min(seconds, default=None))
+
+
+def table(rows: list[Row]) -> str:
+    """Rows in pairs (plain, fused) -> a Markdown table with the ratios."""
+    lines = ["| | temporary memory | of plain | seconds | of plain |", "|---|---|---|---|---|"]
+    for index, row in enumerate(rows):
+        plain = rows[index - index % 2]
+        timed = row.seconds is not None
+        seconds = f"{row.seconds:.2f} | {row.seconds / plain.seconds:.2f}" if timed else "- | -"
+        share = row.temporary / plain.temporary
+        lines.append(f"| {row.name} | {row.temporary:,.0f} MiB | {share:.3f} | {seconds} |")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line: prints one Markdown table, with the machine it was measured on."""
+    parser = argparse.ArgumentParser(
+        prog="python -m llmcodec_jax.benchmarks",
+        description="Memory and time of the fused operations beside their plain forms.",
+    )
+    parser.add_argument("names", nargs="*", default=list(FORMS), help=f"of {', '.join(FORMS)}")
+    parser.add_argument("--repeats", type=int, default=3, help="timed runs; 0 only compiles")
+    for field, default in Sizes._field_defaults.items():
+        parser.add_argument(f"--{field}", type=int, default=default)
+    options = vars(parser.parse_args(arguments))
+    names, repeats = options.pop("names"), options.pop("repeats")
+    if unknown := set(names) - set(FORMS):
+        parser.error(f"unknown benchmark {', '.join(sorted(unknown))}")
+    sizes = Sizes(**options)
+    rows = []
+    with tqdm(total=2 * len(names), unit="form") as bar:
+        for name in names:
+            for row in measure(name, sizes, repeats):
+                rows.append(row)
+                bar.update()
+    device = jax.devices()[0]
+    print(f"{device.platform} ({device.device_kind}), {platform.machine()}, jax {jax.__version__}")
+    print(", ".join(f"{field} {value}" for field, value in sizes._asdict().items()))
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
