@@ -135,5 +135,4 @@ class ArrayRecordSource:
         return self._groups[index]
 
     def record(self, index: int) -> Record:
-        (data,) = self._reader.__getitems__([index])
-        return unpack(data, f"{self.label}, record {index}")
+        return unpack(self._reader[index], f"{self.label}, record {index}")
