@@ -3,15 +3,16 @@
     python -m llmcodec_jax.data.benchmark --source librispeech:DIR --workers 0 2 4
         [--batch-size 10 --clip-seconds 4 --step-seconds 0.5]
 
-For each number of workers: clips per second, and seconds of audio per second (the real-time
-factor), in all and per core of this process and its workers. A step of `--step-seconds` consumes
-batch x clip seconds in that time; the last column says how many such consumers 8 cores like these
-would feed, at the measured rate per core.
+For each number of workers: clips per second and seconds of audio per second (x real time) by the
+clock, and per core: per second of CPU time, which other programs on the machine do not disturb
+(0 workers only). A step of `--step-seconds` consumes batch x clip seconds in that time; the last
+line says how many such consumers 8 cores like these would feed.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 import time
@@ -23,22 +24,28 @@ from llmcodec_jax.data.packages import FetchError
 from llmcodec_jax.data.pipeline import Loader, make_loader
 
 
-def measure(loader: Loader, batches: int, warmup: int = 2) -> dict[str, float]:
-    """Rates of a loader over `batches` after `warmup`: clips, audio and CPU seconds, per second.
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """What a loader did: clips and audio seconds, and the time it took by clock and CPU."""
 
-    The warm-up is not only the start of the workers: batches that were prefetched before the
-    clock started are drawn, too, so that only steady work is measured.
-    """
+    clips: int
+    audio: float
+    clock: float
+    cpu: float  # of this process: all of the loading where there are no worker processes
+
+
+def measure(loader: Loader, sample_rate: int, batches: int, warmup: int) -> Rates:
+    """Draws `batches` after `warmup` others, which start the workers and empty their buffers."""
     for _ in range(warmup):
         next(loader)
-    clips, seconds = 0, 0.0
-    start = time.perf_counter()
+    clips, samples = 0, 0
+    clock, cpu = time.perf_counter(), time.process_time()
     for _ in tqdm(range(batches), unit="batch", leave=False, disable=None):
         batch = next(loader)
         clips += len(batch.wav_length)
-        seconds += float(batch.wav_length.sum())
-    elapsed = time.perf_counter() - start
-    return {"clips": clips / elapsed, "samples": seconds / elapsed, "elapsed": elapsed}
+        samples += int(batch.wav_length.sum())
+    clock, cpu = time.perf_counter() - clock, time.process_time() - cpu
+    return Rates(clips, samples / sample_rate, clock, cpu)
 
 
 def main() -> None:
@@ -61,33 +68,31 @@ def main() -> None:
     clip = max(hop, round(arguments.clip_seconds * rate / hop) * hop)
     demand = arguments.batch_size * clip / rate / arguments.step_seconds
     print(f"a step consumes {demand:.0f} s of audio per second; {os.cpu_count()} cores here")
-    print(
-        f"{'workers':>8} {'cores':>6} {'clips/s':>9} {'x real time':>12} {'per core':>9} "
-        f"{'8 cores / step':>15}"
-    )
+    print(f"{'workers':>8} {'clips/s':>9} {'x real time':>12} {'per core':>9}")
+    per_core = None
     for workers in arguments.workers:
         try:
-            loader = make_loader(
+            with make_loader(
                 arguments.source,
                 sample_rate=rate,
                 batch_size=arguments.batch_size,
                 clip_samples=clip,
+                hop=hop,
                 split="all",
                 workers=workers,
                 threads=arguments.threads,
                 cache=arguments.cache,
-            )
-            with loader:
-                warmup = max(2, 2 * workers)
-                rates = measure(loader, arguments.batches, warmup)
+            ) as loader:
+                rates = measure(loader, rate, arguments.batches, max(2, 4 * workers))
         except (AudioError, FetchError, ValueError) as error:
             sys.exit(str(error))
-        cores = min(workers or arguments.threads, os.cpu_count() or 1)
-        factor = rates["samples"] / rate
-        print(
-            f"{workers:8d} {cores:6d} {rates['clips']:9.1f} {factor:12.0f} {factor / cores:9.0f} "
-            f"{8 * factor / cores / demand:14.1f}x"
-        )
+        if not workers:
+            per_core = rates.audio / rates.cpu
+        core = "-" if workers else f"{per_core:.0f}"
+        speed = rates.audio / rates.clock
+        print(f"{workers:8d} {rates.clips / rates.clock:9.1f} {speed:12.0f} {core:>9}")
+    if per_core is not None:
+        print(f"8 cores would feed {8 * per_core / demand:.0f} such steps")
 
 
 if __name__ == "__main__":
