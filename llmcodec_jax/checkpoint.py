@@ -13,7 +13,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 STATE_FIELDS = re.compile(
     r"seed|codec\.(?!dtype|remat).*|discriminators\.(?!dtype|loss|r1_every).*"
-    r"|lm\.(path|horizons|bank|first_layer|last_layer|config\..*)|bridge\.logits"
+    r"|lm\.(path|horizons|bank|config\..*)|bridge\.logits"
     r"|optim\.groups\..*\.(pattern|optimizer)|data\.(?!workers|prefetch|eval_).*"
 )
 """Config fields that shape the state or the data order: a run cannot resume across a change."""

@@ -16,9 +16,9 @@ def means(losses: Losses) -> dict[str, jax.Array]:
     }
 
 
-def per_item(values: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Per-clip values [B] -> (sum, count)."""
-    return values.sum(), jnp.float32(values.shape[0])
+def per_item(values: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Per-clip values [B] -> (sum, count) over the clips that `valid` bool [B] marks."""
+    return jnp.sum(jnp.where(valid, values, 0.0)), jnp.sum(valid)
 
 
 def code_statistics(share: jax.Array) -> dict[str, jax.Array]:

@@ -86,7 +86,7 @@ def alignment(
 
     audio and text [P, B, H] pooled states, text_hash uint32 [B], valid bool [B]. The positive
     is the item's own transcript, the negatives are the bank's filled slots with another text.
-    Returns "sa_cosine", "sa_contrastive" and "retrieval@1": (sum, count). Retrieval is the
+    Returns "sa_cosine", "sa_contrastive" and "accuracy/retrieval": (sum, count). Retrieval is the
     share of layers whose best candidate is the item's own text, over items that have a
     negative. No gradient reaches `text` or the bank.
     """
@@ -106,7 +106,7 @@ def alignment(
     return {
         "sa_cosine": over(valid, jnp.mean(1.0 - cosine, axis=0)),
         "sa_contrastive": over(valid, jnp.mean(contrastive, axis=0)),
-        "retrieval@1": over(comparable, best),
+        "accuracy/retrieval": over(comparable, best),
     }
 
 

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Makes the environment if need be, checks the style and runs the tests.
+# Arguments go to pytest: `bash launch/test.sh -m slow` runs the slow ones.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}" # the suite is written for CPUs, simulated devices included
+"$PYTHON" -m ruff check .
+"$PYTHON" -m ruff format --check .
+exec "$PYTHON" -m pytest "$@"

@@ -1,0 +1,113 @@
+"""What a run says about itself: progress bar, metrics.jsonl, TensorBoard, Weights & Biases."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+from tqdm import tqdm
+
+
+def plain(value) -> object:
+    """Metric value -> JSON: non-finite numbers become null, so that every line stays valid."""
+    value = np.asarray(value)
+    if value.ndim:
+        return [plain(v) for v in value]
+    number = value.item()
+    return None if isinstance(number, float) and not math.isfinite(number) else number
+
+
+def read_rows(workdir: str | Path) -> list[dict]:
+    """All rows of a run's metrics.jsonl; a torn last line is left out."""
+    path = Path(workdir) / "metrics.jsonl"
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            logging.warning("%s: a torn line is left out", path)
+    return rows
+
+
+class Journal:
+    """Writes on process 0 only; every method is a no-op elsewhere. Never alters training."""
+
+    def __init__(
+        self, workdir: Path, total_steps: int, start: int, *, tensorboard: bool, wandb: bool
+    ):
+        """Rows at or past `start` that an interrupted run left are dropped: they come again."""
+        self._active = jax.process_index() == 0
+        self._board = self._wandb = None
+        if not self._active:
+            return
+        workdir.mkdir(parents=True, exist_ok=True)
+        kept = [row for row in read_rows(workdir) if row["step"] < start]
+        path = workdir / "metrics.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self._file = path.open("a", buffering=1)
+        self._bar = tqdm(
+            total=total_steps, initial=start, unit="step", dynamic_ncols=True, disable=None
+        )
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start)
+        if wandb:
+            import wandb as client
+
+            self._wandb = client.init(dir=str(workdir), name=workdir.name, resume="allow")
+
+    def row(self, step: int, scalars: dict) -> None:
+        """One line of metrics.jsonl, and the same scalars to the other places."""
+        if not self._active:
+            return
+        values = {name: plain(value) for name, value in scalars.items()}
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        numbers = {name: v for name, v in values.items() if isinstance(v, (int, float))}
+        if self._board:
+            for name, value in numbers.items():
+                self._board.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log(numbers, step=step)
+
+    def progress(self, step: int, scalars: dict) -> None:
+        """Moves the bar (on a terminal) or logs a line now and then (in a file)."""
+        if not self._active:
+            return
+        shown = {name.rpartition("/")[2]: f"{float(v):.3g}" for name, v in scalars.items()}
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update(step - self._bar.n)
+        if self._bar.disable:
+            self._bar.n = step
+            logging.info("step %d  %s", step, "  ".join(f"{k} {v}" for k, v in shown.items()))
+
+    def audio(self, name: str, wav: np.ndarray, sample_rate: int, step: int) -> None:
+        """float [N] to TensorBoard."""
+        if self._active and self._board:
+            self._board.add_audio(name, np.clip(wav, -1, 1)[:, None], step, sample_rate)
+
+    def image(self, name: str, pixels: np.ndarray, step: int) -> None:
+        """uint8 [height, width, 3] to TensorBoard."""
+        if self._active and self._board:
+            self._board.add_image(name, pixels, step, dataformats="HWC")
+
+    def histogram(self, name: str, counts: np.ndarray, step: int) -> None:
+        """How often each code occurs, float [V], to TensorBoard."""
+        if self._active and self._board and counts.sum() > 0:
+            codes = np.repeat(np.arange(len(counts)), np.minimum(counts, 10_000).astype(int))
+            self._board.add_histogram(name, codes, step, bins=min(512, len(counts)))
+
+    def close(self) -> None:
+        """Flushes everything."""
+        if not self._active:
+            return
+        self._bar.close()
+        self._file.close()
+        if self._board:
+            self._board.close()
+        if self._wandb:
+            self._wandb.finish()

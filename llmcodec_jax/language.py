@@ -1,0 +1,154 @@
+"""The language branch: codec latents -> bridge -> frozen LM -> future tokens and alignment.
+
+Gradients flow back through the frozen LM to the bridge and, through the gate, to the codec.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from llmcodec_jax import bridge as bridging
+from llmcodec_jax.losses import alignment, ftp
+from llmcodec_jax.lm import qwen3
+from llmcodec_jax.method import Method
+from llmcodec_jax.types import Batch, CodecOutput, LMOutput, Losses
+
+
+class TextStates(NamedTuple):
+    """What the bank takes in after an update."""
+
+    states: jax.Array  # float32 [P, B, H]
+    text_hash: jax.Array  # uint32 [B]
+    valid: jax.Array  # bool [B]
+
+
+def scale_gradient(x: jax.Array, scale) -> jax.Array:
+    """Identity forward; the gradient is multiplied by `scale`."""
+    return scale * x + jax.lax.stop_gradient((1 - scale) * x)
+
+
+def shift(wav: jax.Array, key, limit: int) -> jax.Array:
+    """Shifts every clip [B, N] by its own offset in [-limit, limit] samples, zeros moving in."""
+    offset = jax.random.randint(key, (wav.shape[0], 1), -limit, limit + 1)
+    index = jnp.arange(wav.shape[1])[None, :] - offset
+    moved = jnp.take_along_axis(wav, jnp.clip(index, 0, wav.shape[1] - 1), axis=1)
+    return jnp.where((index >= 0) & (index < wav.shape[1]), moved, 0.0)
+
+
+def noisy_labels(codes: jax.Array, key, share: float, codebook_size: int) -> jax.Array:
+    """Replaces a share of the labels by uniform random codes (SPEC 4)."""
+    where_key, code_key = jax.random.split(key)
+    replaced = jax.random.bernoulli(where_key, share, codes.shape)
+    return jnp.where(replaced, jax.random.randint(code_key, codes.shape, 0, codebook_size), codes)
+
+
+def read_audio(
+    method: Method, lm_params, embeds: jax.Array, frame_mask: jax.Array
+) -> LMOutput:
+    """Begin position + audio embeddings [B, T, H] through the LM.
+
+    hidden[:, t] has seen codes < t, and the state pooled for alignment is at the last code.
+    """
+    lm = method.lm
+    begin = qwen3.embed_text(lm_params, jnp.full((embeds.shape[0], 1), lm.begin_token))
+    frames = frame_mask.sum(axis=1)
+    return qwen3.forward(
+        lm.config,
+        lm_params,
+        jnp.concatenate([begin, embeds.astype(begin.dtype)], axis=1),
+        frames + 1,
+        pool_layers=lm.config.aligned_layers if method.align else None,
+        pool_position=frames,
+        remat=lm.remat,
+    )
+
+
+def read_text(method: Method, lm_params, batch: Batch) -> TextStates:
+    """Transcripts through the same LM, without gradient, pooled at the last real token."""
+    lm = method.lm
+    length = jnp.maximum(batch.text_length, 1)
+    output = qwen3.forward(
+        lm.config,
+        lm_params,
+        qwen3.embed_text(lm_params, batch.text_ids),
+        length,
+        pool_layers=lm.config.aligned_layers,
+        pool_position=length - 1,
+        remat=False,
+    )
+    return TextStates(
+        states=jax.lax.stop_gradient(output.pooled),
+        text_hash=alignment.text_hash(batch.text_ids, batch.text_length),
+        valid=batch.text_length > 0,
+    )
+
+
+def cross_bridge(method: Method, params, table, output: CodecOutput, key, gate, temperature, mode):
+    """Codec output -> `bridge.BridgeOutput`: LM inputs, sampled codes, label likelihood."""
+    options = method.bridge
+    if options.logits == "native":
+        query, weight, bias = bridging.native_logits(output.query, table, options.scale)
+    else:
+        query, weight, bias = bridging.projection_logits(output.quantised, params["bridge"])
+    return bridging.bridge(
+        scale_gradient(query, gate),
+        weight,
+        bias,
+        params["audio_embedding"],
+        key,
+        temperature,
+        mode=mode,
+        labels=output.codes,
+        chunk=options.chunk,
+    )
+
+
+def language_losses(
+    method: Method,
+    params: dict,
+    table: jax.Array,
+    lm_params,
+    output: CodecOutput,
+    batch: Batch,
+    bank,
+    key,
+    gate,
+    temperature,
+    training: bool = True,
+) -> tuple[Losses, TextStates | None]:
+    """All objectives of the LM branch, and the text states for the bank.
+
+    `table` is the codec's `search_table()` [V, d]; `gate` scales the gradient into the codec;
+    losses are sums and counts: "bridge", "ftp/k", "sa_cosine", "sa_contrastive"; accuracies
+    come along the same way, as "accuracy/...". With `training=False` the bridge samples without
+    noise, labels are clean, and nothing is meant to be differentiated.
+    """
+    sample_key, noise_key = jax.random.split(key)
+    mode = method.bridge.mode if training else "detach"
+    crossed = cross_bridge(method, params, table, output, sample_key, gate, temperature, mode)
+    mask = output.frame_mask
+    read = read_audio(method, lm_params, crossed.embeds, mask)
+    noise = method.bridge.label_noise if training else 0.0
+    labels = noisy_labels(output.codes, noise_key, noise, method.codec.codebook_size)
+    losses = {
+        "bridge": (jnp.sum(crossed.nll * mask), mask.sum()),
+        "accuracy/bridge": (jnp.sum(crossed.agree * mask), mask.sum()),
+        "accuracy/bridge_sampled": (jnp.sum((crossed.ids == output.codes) * mask), mask.sum()),
+    }
+    losses |= ftp.ftp_loss(read.hidden[:, :-1], params["ftp_heads"], labels, mask)
+    if not method.align:
+        return losses, None
+    text = read_text(method, lm_params, batch)
+    losses |= alignment.alignment(
+        read.pooled,
+        text.states,
+        text.text_hash,
+        text.valid,
+        bank,
+        logit_scale=method.lm.logit_scale,
+        smoothing=method.lm.smoothing,
+    )
+    return losses, text

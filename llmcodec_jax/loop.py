@@ -1,0 +1,202 @@
+"""The training loop: draw, step, look, save; stops cleanly when asked to."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import signal
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+
+from llmcodec_jax import heldout, pictures
+from llmcodec_jax.checkpoint import Checkpoints
+from llmcodec_jax.codec.folder import save_codec_folder
+from llmcodec_jax.journal import Journal, plain
+from llmcodec_jax.method import Method
+from llmcodec_jax.step import eval_step, train_step
+
+
+class NonFiniteError(RuntimeError):
+    """Too many steps in a row had a NaN or infinite loss or gradient."""
+
+
+class Interrupted:
+    """Notes SIGTERM and SIGINT, so that the loop can save and leave between two steps."""
+
+    def __init__(self):
+        self.name = ""
+
+    def __enter__(self):
+        self._old = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def _note(self, number, _):
+        if self.name:  # asked twice: leave at once
+            raise KeyboardInterrupt
+        self.name = signal.Signals(number).name
+
+    def __exit__(self, *_):
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+
+@dataclasses.dataclass
+class Run:
+    """What the loop needs besides the state and the batches."""
+
+    method: Method
+    mesh: jax.sharding.Mesh
+    workdir: Path
+    log: object  # configs/base.py `log`
+    config: dict
+    lm_params: dict | None
+    lm_digest: str
+    heldout: list
+    checkpoints: Checkpoints
+    journal: Journal
+
+
+class Steps:
+    """The compiled train step of each phase; at most three (schedules.py)."""
+
+    def __init__(self, run: Run):
+        self._run, self._compiled = run, {}
+        self.flops = 0.0  # of the current phase's step, as the compiler counts them
+
+    def __call__(self, phase, state, batch):
+        if phase not in self._compiled:
+            logging.info("compiling for %s", phase)
+            step = functools.partial(train_step, method=self._run.method, phase=phase)
+            jitted = jax.jit(step, donate_argnums=0)
+            self._compiled[phase] = jitted.lower(state, self._run.lm_params, batch).compile()
+        compiled = self._compiled[phase]
+        self.flops = (compiled.cost_analysis() or {}).get("flops", 0.0)
+        return compiled(state, self._run.lm_params, batch)
+
+
+def train(run: Run, state, batches) -> bool:
+    """Runs from `state.step` to the end -> whether it got there (or was asked to stop).
+
+    Raises NonFiniteError naming the losses when `max_bad_steps` steps in a row were skipped.
+    """
+    schedule, log = run.method.schedule, run.log
+    start = step = int(state.step)
+    steps, previous, mel = Steps(run), None, float("inf")
+    clock = Clock(run, start)
+    with Interrupted() as interrupted:
+        while True:
+            finished = step >= schedule.total_steps
+            if finished or step % log.eval_every == 0:
+                mel = look(run, state, step)
+                clock.pause(step)
+            if step > start and (finished or interrupted.name or step % log.checkpoint_every == 0):
+                position = batches.state()
+                run.checkpoints.save(step, state, position, run.config, run.lm_digest, mel)
+                save_codec(run, state)
+            if finished or interrupted.name:
+                break
+            state, report = steps(schedule.phase(step), state, next(batches))
+            if previous:  # read one step late, so that the device is never waited for
+                check_finite(run.method, *previous)
+                if previous[0] % log.every == 0:
+                    write_row(run, *previous, clock.rates(step, steps.flops))
+            previous = (step, report)
+            step += 1
+        if previous:
+            check_finite(run.method, *previous)
+            if finished or previous[0] % log.every == 0:
+                write_row(run, *previous, clock.rates(step, steps.flops))
+    if interrupted.name:
+        logging.info("%s: saved step %d; the same command resumes", interrupted.name, step)
+    return finished
+
+
+class Clock:
+    """Speed since the last row, evaluation and compilation left out where they can be."""
+
+    def __init__(self, run: Run, step: int):
+        batch = run.config["data"]["batch_size"]
+        self._audio = batch * run.config["data"]["clip_seconds"]
+        self.pause(step)
+
+    def pause(self, step: int):
+        self._step, self._time = step, time.perf_counter()
+
+    def rates(self, step: int, flops: float) -> dict:
+        """steps/s, seconds of audio/s and FLOP/s since the last call."""
+        elapsed = max(time.perf_counter() - self._time, 1e-9)
+        per_second = (step - self._step) / elapsed
+        self.pause(step)
+        return {
+            "speed/steps_per_second": per_second,
+            "speed/audio_seconds_per_second": per_second * self._audio,
+            "speed/tflops": per_second * flops / 1e12,
+        }
+
+
+def check_finite(method: Method, step: int, report: dict) -> None:
+    """Waits for one scalar of a finished step. Raises NonFiniteError after too many bad ones."""
+    streak = int(report["bad_streak"])
+    if not streak:
+        return
+    values = {name: np.asarray(value) for name, value in report.items()}
+    bad = sorted(name for name, value in values.items() if not np.isfinite(value).all())
+    logging.warning("step %d skipped, not finite: %s", step, ", ".join(bad))
+    if streak >= method.max_bad_steps:
+        raise NonFiniteError(
+            f"{streak} steps in a row were not finite, the last at step {step}: {', '.join(bad)}. "
+            "Parameters are those before the first of them; lower the learning rate or look at "
+            "the data, then resume from the last checkpoint."
+        )
+
+
+def write_row(run: Run, step: int, report: dict, rates: dict) -> None:
+    report = jax.device_get(report) | rates
+    run.journal.row(step, report)
+    shown = ("loss/mel", "loss/ftp/1", "grad_norm/encoder", "speed/audio_seconds_per_second")
+    run.journal.progress(step, {name: report[name] for name in shown if name in report})
+
+
+def look(run: Run, state, step: int) -> float:
+    """Evaluates on the held-out clips; writes the row, pictures and sound; returns mel."""
+    method = run.method
+    with_lm = method.lm is not None
+    jitted = _eval_step(method, with_lm)
+    scalars, pairs, histogram = heldout.evaluate(
+        lambda batch: jitted(state, run.lm_params, batch),
+        run.heldout,
+        method.codec.sample_rate,
+        run.log.listen,
+    )
+    run.journal.row(step, scalars)
+    run.journal.histogram("eval/codes", histogram, step)
+    if jax.process_index() == 0:
+        heldout.keep_sound(run.workdir / "heldout" / f"{step:07d}", pairs, method.codec.sample_rate)
+        for index, (reference, estimate) in enumerate(pairs):
+            run.journal.audio(f"eval/codec_{index}", estimate, method.codec.sample_rate, step)
+            image = pictures.mel_pair(reference, estimate, method.codec.sample_rate)
+            run.journal.image(f"eval/mel_{index}", image, step)
+    logging.info(
+        "held out at step %d: %s",
+        step,
+        "  ".join(f"{k.removeprefix('eval/')} {plain(v):.3g}" for k, v in scalars.items()),
+    )
+    return scalars["eval/mel"]
+
+
+@functools.lru_cache(maxsize=2)
+def _eval_step(method: Method, with_lm: bool):
+    return jax.jit(functools.partial(eval_step, method=method, with_lm=with_lm))
+
+
+def save_codec(run: Run, state) -> None:
+    """The codec alone, where `load_codec(workdir)` finds it."""
+    if jax.process_index() == 0:
+        variables = jax.device_get(
+            {"params": state.params["codec"], "batch_stats": state.batch_stats}
+        )
+        save_codec_folder(run.workdir / "codec", run.method.codec, variables)

@@ -1,0 +1,178 @@
+"""Trains a codec: python -m llmcodec_jax.train --config configs/quickstart.py --workdir runs/first
+
+The same command on the same --workdir resumes. Any field of the config can be given as
+--config.section.field=value; configs/base.py documents them all.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from llmcodec_jax import journal, loop, run_report, sharding
+from llmcodec_jax.checkpoint import CheckpointError, Checkpoints
+from llmcodec_jax.data.embedded import fetch_lm
+from llmcodec_jax.data.pipeline import DataError, eval_batches, make_loader
+from llmcodec_jax.data.prefetch import prefetch
+from llmcodec_jax.interop.torch_auv import load_auv_variables
+from llmcodec_jax.lm.load import load_lm
+from llmcodec_jax.lm.weights import digest
+from llmcodec_jax.method import Method
+from llmcodec_jax.state import init_state
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Run description, such as configs/base.py")
+WORKDIR = flags.DEFINE_string("workdir", None, "Run folder (default: runs/NAME_OF_THE_CONFIG)")
+flags.mark_flag_as_required("config")
+
+
+def load_language_model(config, mesh):
+    """config.lm -> (LMConfig, sharded params, tokenizer, digest), Nones without an LM."""
+    if not config.lm.path:
+        return None, None, None, ""
+    path = fetch_lm() if config.lm.path == "embedded" else config.lm.path
+    lm_config, params, tokenizer = load_lm(
+        path, config.lm.dtype, lambda shapes: sharding.shardings(shapes, mesh, sharding.LM_RULES)
+    )
+    for name, value in config.lm.config.items():
+        if getattr(lm_config, name) != value:
+            raise ValueError(
+                f"lm.config.{name} is {value!r} but {path} holds {getattr(lm_config, name)!r}"
+            )
+    return lm_config, params, tokenizer, digest(params)
+
+
+def open_data(config, method: Method, tokenizer):
+    """-> (endless loader of this process's rows, fixed held-out batches)."""
+    data = config.data.to_dict()
+    clip = round(data.pop("clip_seconds") * method.codec.sample_rate)
+    prefetched, workers, threads, buffer = (
+        data.pop(name) for name in ("prefetch", "workers", "threads", "buffer")
+    )
+    heldout = {"count": config.log.eval_clips, "batch_size": data.pop("eval_batch_size")}
+    common = dict(
+        sample_rate=method.codec.sample_rate,
+        clip_samples=clip - clip % method.codec.hop,
+        hop=method.codec.hop,
+        text_tokenizer=tokenizer,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    sources, eval_sources = data.pop("sources"), data.pop("eval_sources")
+    batch_size = data.pop("batch_size")
+    loader = make_loader(
+        sources,
+        batch_size=batch_size,
+        workers=workers,
+        threads=threads,
+        buffer=buffer,
+        **common,
+        **data,
+    )
+    split = {"split": "all"} if eval_sources else {}
+    batches = eval_batches(eval_sources or sources, **heldout, **common, **data, **split)
+    return loader, batches, prefetched
+
+
+def start_state(config, method: Method, lm_params, mesh):
+    """Shapes -> shardings -> jit-init on the devices; then the weights of --config.init, if any."""
+    abstract = jax.eval_shape(lambda lm: init_state(method, lm, config.seed), lm_params)
+    placed = sharding.shardings(abstract, mesh, sharding.STATE_RULES)
+    build = jax.jit(lambda lm: init_state(method, lm, config.seed), out_shardings=placed)
+    abstract = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, placed
+    )
+    return build, abstract
+
+
+def import_codec(path: str, method: Method, state):
+    """Puts a codec's weights into a fresh state. Raises ValueError if the architecture differs."""
+    _, variables = load_auv_variables(path, expect=method.codec)
+    put = lambda new, old: jax.device_put(new, old.sharding)  # noqa: E731
+    params = state.params | {
+        "codec": jax.tree.map(put, variables["params"], state.params["codec"])
+    }
+    stats = jax.tree.map(put, variables["batch_stats"], state.batch_stats)
+    return state.replace(params=params, batch_stats=stats)
+
+
+def run(config, workdir: Path) -> int:
+    """One whole training run, from wherever `workdir` stands; returns the exit code."""
+    mesh = sharding.make_mesh(**config.mesh)
+    lm_config, lm_params, tokenizer, lm_digest = load_language_model(config, mesh)
+    method = Method.from_config(config, lm_config)
+    loader, heldout, depth = open_data(config, method, tokenizer)
+
+    build, abstract = start_state(config, method, lm_params, mesh)
+    checkpoints = Checkpoints(workdir, config.log.keep)
+    restored = checkpoints.restore(abstract, config.to_dict(), lm_digest)
+    if restored:
+        state, position = restored
+        loader.restore(position)
+    else:
+        state = build(lm_params)
+        if config.init:
+            state = import_codec(config.init, method, state)
+    with loader, prefetch(loader, lambda b: sharding.put_batch(b, mesh), depth) as batches:
+        book = journal.Journal(
+            workdir,
+            config.total_steps,
+            int(state.step),
+            tensorboard=config.log.tensorboard,
+            wandb=config.log.wandb,
+        )
+        finished = loop.train(
+            loop.Run(
+                method=method,
+                mesh=mesh,
+                workdir=workdir,
+                log=config.log,
+                config=config.to_dict(),
+                lm_params=lm_params,
+                lm_digest=lm_digest,
+                heldout=heldout,
+                checkpoints=checkpoints,
+                journal=book,
+            ),
+            state,
+            batches,
+        )
+        book.close()
+    checkpoints.close()
+    if jax.process_index() == 0 and finished:
+        page = run_report.write(workdir, method, config.to_dict(), loader.skipped())
+        logging.info("report: %s", page)
+    return 0
+
+
+def parse_flags(argv):
+    """absl's parser, with one clear line instead of a traceback for a mistyped config field."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError, TypeError) as error:
+        reason = str(error).strip("'\"").replace("\\n", " ").replace("\\'", "'")
+        sys.exit(f"error: config field {reason}")
+    except FileNotFoundError as error:
+        sys.exit(f"error: {error}")
+
+
+def main(_) -> int:
+    config = CONFIG.value
+    path = config_flags.get_config_filename(flags.FLAGS["config"])
+    workdir = Path(WORKDIR.value or Path("runs") / Path(path).stem)
+    try:
+        return run(config, workdir)
+    except (CheckpointError, DataError, loop.NonFiniteError, ValueError) as error:
+        logging.error("%s", error)
+        return 1
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.set_verbosity(logging.INFO)
+    app.run(main, flags_parser=parse_flags)
