@@ -36,7 +36,7 @@ class ExampleMaker:
     sample_rate: int  # Hz
     clip_samples: int  # row length, a multiple of hop
     hop: int = 320
-    tokenizer: Tokenizer | None = None  # None: no text
+    text_tokenizer: Tokenizer | None = None  # None: no text
     max_text: int = 128  # tokens
     text_policy: str = "aligned"
     min_seconds: float = 0.3
@@ -96,14 +96,14 @@ class ExampleMaker:
 
     def _text(self, record: Record, start: float, stop: float) -> list[int]:
         """Token ids of what is said between `start` and `stop` seconds; [] where unknown."""
-        if self.tokenizer is None:
+        if self.text_tokenizer is None:
             return []
         whole = start == 0 and record.sound.samples <= round(stop * record.sound.rate) + 1
-        text = record.text
+        text = record.text or " ".join(word for _, _, word in record.words)
         if self.text_policy == "aligned" and not whole:
             inside = [w for a, b, w in record.words if a >= start - _SLACK and b <= stop + _SLACK]
             text = " ".join(inside)
-        ids = encode(self.tokenizer, text) if text else []
+        ids = encode(self.text_tokenizer, text) if text else []
         if len(ids) > self.max_text:
             logger.debug("%s: text of %d tokens dropped", record.name, len(ids))
             return []

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from llmcodec_jax import audio
 from llmcodec_jax.audio import AudioError
-from llmcodec_jax.data.records import EncodedSound, Record, Word, read_words
+from llmcodec_jax.data.records import EncodedSound, Record, Word, read_text, read_words
 from llmcodec_jax.types import DOMAINS
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class LibriSpeechSource:
             if Path(entry.name).suffix.lower() in audio.EXTENSIONS
         }
         missing = 0
-        for number, line in enumerate(_read_text(transcript).splitlines(), 1):
+        for number, line in enumerate(read_text(transcript).splitlines(), 1):
             if not line.strip():
                 continue
             name, _, text = line.strip().partition(" ")
@@ -97,7 +97,7 @@ class FolderSource:
     """
 
     def __init__(self, path: str | Path):
-        """Raises AudioError for a missing or empty folder, ValueError for a bad manifest."""
+        """Raises AudioError for a missing or empty folder and for a bad manifest."""
         path = Path(path)
         manifest = path if path.suffix.lower() == ".tsv" else path / MANIFEST
         self.folder = manifest.parent
@@ -128,7 +128,7 @@ class FolderSource:
         sound = EncodedSound(path)
         text = row.get("text")
         if not self._manifest and path.with_suffix(".txt").is_file():
-            text = _read_text(path.with_suffix(".txt")).strip()
+            text = read_text(path.with_suffix(".txt")).strip()
         return Record(
             self._names[index],
             sound,
@@ -153,19 +153,12 @@ def _unique_names(paths: list[str]) -> list[str]:
     return [path if seen[stem] > 1 else stem for path, stem in zip(paths, stems, strict=True)]
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is not UTF-8 text ({error.reason})") from error
-
-
 def _read_manifest(path: Path) -> list[dict[str, str]]:
-    """TSV with a header -> one dict a row. Raises ValueError naming file and line."""
-    lines = csv.reader(io.StringIO(_read_text(path)), delimiter="\t", quoting=csv.QUOTE_NONE)
+    """TSV with a header -> one dict a row. Raises AudioError naming file and line."""
+    lines = csv.reader(io.StringIO(read_text(path)), delimiter="\t", quoting=csv.QUOTE_NONE)
     header = [column.strip().lower() for column in next(lines, [])]
     if "path" not in header or len(set(header)) < len(header):
-        raise ValueError(
+        raise AudioError(
             f"{path}:1: the first line must name the columns, tab-separated, one of them `path` "
             f"(others: {', '.join(sorted(_COLUMNS - {'path'}))})"
         )
@@ -177,24 +170,24 @@ def _read_manifest(path: Path) -> list[dict[str, str]]:
         if not any(value.strip() for value in values):
             continue
         if len(values) != len(header):
-            raise ValueError(
+            raise AudioError(
                 f"{path}:{number}: {len(values)} columns, the header has {len(header)}"
             )
         row = {key: value.strip() for key, value in zip(header, values, strict=True)}
         if not row["path"] or "\0" in row["path"]:
-            raise ValueError(f"{path}:{number}: the path is empty or no path")
+            raise AudioError(f"{path}:{number}: the path is empty or no path")
         if row["path"] in seen:
-            raise ValueError(
+            raise AudioError(
                 f"{path}:{number}: {row['path']} is already on line {seen[row['path']]}"
             )
         if row.get("domain") and row["domain"] not in DOMAINS:
-            raise ValueError(
+            raise AudioError(
                 f"{path}:{number}: domain {row['domain']!r} is not one of {', '.join(DOMAINS)}"
             )
         seen[row["path"]] = number
         rows.append({key: row[key] for key in header if key in _COLUMNS})
     if not rows:
-        raise ValueError(f"{path}: names no audio file")
+        raise AudioError(f"{path}: names no audio file")
     return rows
 
 
@@ -202,9 +195,9 @@ _ALIGNMENT = re.compile(r'^(\S+) "([^"]*)" "([^"]*)"$')
 
 
 def _read_alignments(path: Path) -> dict[str, tuple[Word, ...]]:
-    """LibriSpeech alignment file -> words by utterance. Raises ValueError naming the line."""
+    """LibriSpeech alignment file -> words by utterance. Raises AudioError naming the line."""
     aligned: dict[str, tuple[Word, ...]] = {}
-    for number, line in enumerate(_read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
             continue
         match = _ALIGNMENT.match(line.strip())
@@ -214,7 +207,7 @@ def _read_alignments(path: Path) -> dict[str, tuple[Word, ...]]:
         except ValueError:
             ends = []
         if not match or len(words) != len(ends):
-            raise ValueError(f'{path}:{number}: expected ID ",WORD,.." "0.1,0.5,.."')
+            raise AudioError(f'{path}:{number}: expected ID ",WORD,.." "0.1,0.5,.."')
         starts = [0.0, *ends[:-1]]
         spans = zip(starts, ends, words, strict=True)
         aligned[match[1]] = tuple((start, end, word) for start, end, word in spans if word)

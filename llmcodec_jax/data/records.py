@@ -118,20 +118,28 @@ def stable_hash(text: str, bits: int = 32) -> int:
     return int.from_bytes(digest, "little")
 
 
+def read_text(path: Path) -> str:
+    """A UTF-8 file's text. Raises AudioError, as what it says is missing from its recording."""
+    try:
+        return path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise AudioError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+
+
 def read_words(path: Path) -> tuple[Word, ...]:
     """Word alignment file -> words. Lines are `start<TAB>end<TAB>word`, seconds; # comments.
 
-    Raises ValueError naming file and line.
+    Raises AudioError naming file and line.
     """
     words: list[Word] = []
-    for number, line in enumerate(path.read_text("utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
         try:
             start, end, word = line.split("\t")
             words.append((float(start), float(end), word.strip()))
         except ValueError as error:
-            raise ValueError(f"{path}:{number}: expected start<TAB>end<TAB>word") from error
+            raise AudioError(f"{path}:{number}: expected start<TAB>end<TAB>word") from error
         if not 0 <= words[-1][0] <= words[-1][1]:
-            raise ValueError(f"{path}:{number}: a word must end after it starts, from 0 s on")
+            raise AudioError(f"{path}:{number}: a word must end after it starts, from 0 s on")
     return tuple(sorted(words))

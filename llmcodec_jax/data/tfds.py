@@ -48,8 +48,8 @@ class TfdsSource:
         if info.get("fileFormat") != "array_record":
             raise AudioError(
                 f"{self.folder}: is prepared as {info.get('fileFormat', 'tfrecord')}, which cannot "
-                "be read at random; convert it with `tfds convert_format "
-                f"--dataset_dir={self.folder} --out_file_format=array_record --out_path=DIR`"
+                "be read at random; prepare it again, into another data_dir, with "
+                "tfds.builder(NAME, file_format='array_record', data_dir=..)"
             )
         self.label = info["name"]
         self._fields = _Fields(self.folder / "features.json")
