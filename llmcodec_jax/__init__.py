@@ -1,0 +1,40 @@
+"""llmcodec_jax: neural audio codecs for language models, in JAX.
+
+    codec = llmcodec_jax.load_codec(CODEC)
+    codes = codec.encode(wav, sample_rate)      # int32 [T]; lists of clips give lists
+    wav = codec.decode(codes)                   # float32 [T * 320] at codec.sample_rate
+
+Importing the package is cheap: JAX is loaded by the first use.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llmcodec_jax.codec.inference import Codec
+
+__all__ = ["Codec", "load_codec"]
+
+
+def load_codec(codec: str | Path, dtype: str = "float32", batch_size: int | None = None) -> Codec:
+    """Loads a codec to encode and decode with.
+
+    `codec`: a run folder, a converted folder, a `.safetensors` export or a published `.pt`.
+    `dtype`: of matrix products, "float32" or "bfloat16"; the code search stays float32.
+    `batch_size`: clips computed at once; by default 1 on CPUs, 8 on accelerators.
+    Raises FileNotFoundError, `torch_file.TorchFileError` or `torch_auv.LayoutError` naming the
+    file and what is wrong with it.
+    """
+    from llmcodec_jax.codec import inference
+
+    return inference.load(codec, dtype=dtype, batch_size=batch_size)
+
+
+def __getattr__(name: str):
+    if name == "Codec":
+        from llmcodec_jax.codec.inference import Codec
+
+        return Codec
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

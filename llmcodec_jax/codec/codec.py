@@ -224,7 +224,10 @@ def to_fields(codec: AUV) -> dict[str, Any]:
 
 
 def from_fields(fields: dict[str, Any]) -> AUV:
-    """The module that `to_fields` described. Raises TypeError for an unknown field."""
+    """The module that `to_fields` described. Raises ValueError for an unknown field."""
+    unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(AUV)})
+    if unknown:
+        raise ValueError(f"a codec has no fields {', '.join(unknown)}")
     partitions = fields.get("partitions", "nested")
     if isinstance(partitions, list):
         partitions = tuple(tuple(bounds) for bounds in partitions)

@@ -167,11 +167,12 @@ def tensor_table(codec: AUV) -> list[Tensor]:
     ]
 
 
-def infer_architecture(shapes: Mapping[str, tuple[int, ...]], **known: Any) -> AUV:
-    """The AUV whose layout these tensors have, every size read from where it stands.
+def infer_fields(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Fields of the AUV whose layout these tensors have, every size read from where it stands.
 
-    What shapes cannot tell keeps its default unless `known` gives it: sample rate, head width,
-    partitions. Raises LayoutError where a tensor that tells a size is missing.
+    Shapes cannot tell the sample rate, the head width and the partitions: a codec.json or a
+    sidecar NAME.json does, or they keep their defaults. Raises LayoutError where a tensor that
+    tells a size is missing.
     """
 
     def size(name: str, axis: int) -> int:
@@ -185,7 +186,7 @@ def infer_architecture(shapes: Mapping[str, tuple[int, ...]], **known: Any) -> A
     layer = "tokenizer.conformer.layers.0"
     width = size("tokenizer.conformer.layer_norm.weight", 0)
     batch_norm = f"{layer}.conv_module.conv_norm.running_mean" in shapes
-    fields = dict(
+    return dict(
         hop=size("tokenizer.stft_head.stft.window", 0) // 4,
         width=width,
         encoder_layers=count(r"tokenizer\.conformer\.layers\.(\d+)\."),
@@ -197,7 +198,6 @@ def infer_architecture(shapes: Mapping[str, tuple[int, ...]], **known: Any) -> A
         code_dim=size("tokenizer.vq.quantizers.0._codebook.weight", 1),
         levels=count(r"tokenizer\.vq\.quantizers\.(\d+)\."),
     )
-    return AUV(**{**fields, **known})
 
 
 def check_layout(codec: AUV, shapes: Mapping[str, tuple[int, ...]], source: str = "") -> None:
@@ -291,20 +291,21 @@ def load_auv_variables(path: str | Path, expect: AUV | None = None) -> tuple[AUV
     """
     weights, fields = find_weights(path)
     tensors, embedded = read_tensors(weights)
-    fields = fields or embedded
+    fields = fields or embedded or {}
     shapes = {_modern_name(name): np.shape(value) for name, value in tensors.items()}
     if expect is not None:
         codec = expect
     else:
-        codec = from_fields(fields) if fields else infer_architecture(shapes)
+        codec = from_fields({**infer_fields(shapes), **fields})
     return codec, to_variables(codec, tensors, str(weights))
 
 
 def find_weights(path: str | Path) -> tuple[Path, dict | None]:
-    """CODEC -> (weight file, fields from its codec.json). Raises FileNotFoundError."""
+    """CODEC -> (weight file, fields its codec.json or sidecar gives). Raises FileNotFoundError."""
     path = Path(path)
     if path.is_file():
-        return path, None
+        sidecar = path.with_suffix(".json")
+        return path, json.loads(sidecar.read_text()) if sidecar.is_file() else None
     for folder in (path / "codec", path):
         if (folder / CONFIG_NAME).is_file():
             return folder / WEIGHTS_NAME, json.loads((folder / CONFIG_NAME).read_text())

@@ -1,0 +1,207 @@
+"""The codec in daily use: any audio in, tokens out, and back (DESIGN, public surface).
+
+Clips are padded to one of a few lengths so that compilations stay few: `len(BUCKETS)` programs to
+encode and as many to decode. Audio longer than the last bucket goes through overlapping windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llmcodec_jax import audio
+from llmcodec_jax.codec import windows
+from llmcodec_jax.codec.codec import AUV
+from llmcodec_jax.interop.torch_auv import load_auv_variables
+
+BUCKETS = (100, 300, 750, 1500)
+"""Padded lengths in frames; at 50 Hz 2, 6, 15 and 30 s."""
+
+
+class Codec:
+    """A codec ready to use; make one with `llmcodec_jax.load_codec`.
+
+    Every call of one bucket runs the same compiled program with `batch_size` rows, so a clip's
+    codes are the same alone, in a list, and in any company.
+    """
+
+    def __init__(
+        self,
+        module: AUV,
+        variables: dict,
+        batch_size: int | None = None,
+        buckets: Sequence[int] = BUCKETS,
+    ):
+        """`batch_size`: clips computed at once; by default 8 on accelerators, 1 on CPUs, where
+        it brings little and pads much. `buckets`: padded lengths in frames, ascending."""
+        self.module = module
+        self.variables = jax.device_put(variables)
+        self.batch_size = batch_size or (1 if jax.default_backend() == "cpu" else 8)
+        self.buckets = tuple(buckets)
+        self._encode = jax.jit(self._encode_program)
+        self._decode = jax.jit(self._decode_program)
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz, of what `decode` returns and of what the codec works on."""
+        return self.module.sample_rate
+
+    @property
+    def codebook_size(self) -> int:
+        """Codes are in [0, codebook_size)."""
+        return self.module.codebook_size
+
+    @property
+    def levels(self) -> int:
+        """Residual codebooks; codes are [T] with one, [T, levels] with more."""
+        return self.module.levels
+
+    @property
+    def hop(self) -> int:
+        """Samples per frame."""
+        return self.module.hop
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames (codes of one level) per second."""
+        return self.sample_rate / self.hop
+
+    @property
+    def compilations(self) -> int:
+        """Programs compiled so far."""
+        return self._encode._cache_size() + self._decode._cache_size()
+
+    def encode(self, wav, sample_rate: int | None = None):
+        """Audio -> codes int32 [T], T = ceil(N / hop) after resampling; [T, levels] if residual.
+
+        `wav`: [N] or [N, channels], float in [-1, 1] or integer PCM; or a list of such arrays of
+        any lengths, which gives a list of codes. `sample_rate` in Hz, by default the codec's.
+        Raises ValueError for audio that is empty, not finite, or has another number of axes.
+        """
+        clips = wav if isinstance(wav, list | tuple) else [wav]
+        clips = [self.prepare(clip, sample_rate) for clip in clips]
+        results: list = [None] * len(clips)
+        for rows in self._groups([-(-len(clip) // self.hop) for clip in clips]):
+            for row, codes in zip(rows, self._encode_rows([clips[r] for r in rows]), strict=True):
+                results[row] = codes
+        for row, clip in enumerate(clips):
+            if results[row] is None:
+                size = self.buckets[-1] * self.hop
+                blocks = (clip[start : start + size] for start in range(0, len(clip), size))
+                results[row] = np.concatenate(list(self.encode_stream(blocks)))
+        return results if isinstance(wav, list | tuple) else results[0]
+
+    def decode(self, codes):
+        """Codes [T] or [T, levels] -> float32 [T * hop]; a list of them gives a list.
+
+        Raises ValueError for codes of another shape, not integers, or out of range.
+        """
+        clips = codes if isinstance(codes, list | tuple) else [codes]
+        clips = [self.check_codes(clip) for clip in clips]
+        results: list = [None] * len(clips)
+        for rows in self._groups([len(clip) for clip in clips]):
+            for row, wav in zip(rows, self._decode_rows([clips[r] for r in rows]), strict=True):
+                results[row] = wav
+        for row, clip in enumerate(clips):
+            if results[row] is None:
+                results[row] = np.concatenate(list(self.decode_stream(clip)))
+        return results if isinstance(codes, list | tuple) else results[0]
+
+    def encode_stream(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Consecutive mono float32 blocks at the codec's rate -> consecutive pieces of codes.
+
+        Memory does not grow with the audio's length.
+        """
+        window = self.buckets[-1]
+        return windows.encode(
+            blocks, lambda wav: self._encode_rows([wav])[0], window, self._context, self.hop
+        )
+
+    def decode_stream(self, codes: np.ndarray) -> Iterator[np.ndarray]:
+        """Codes of any length -> consecutive pieces of audio, joined without seams."""
+        window = self.buckets[-1]
+        return windows.decode(
+            codes, lambda part: self._decode_rows([part])[0], window, self._context, self.hop
+        )
+
+    def prepare(self, wav, sample_rate: int | None = None) -> np.ndarray:
+        """Any audio -> mono float32 [N] at the codec's rate. Raises ValueError."""
+        wav = np.asarray(wav)
+        if wav.ndim not in (1, 2) or wav.size == 0:
+            raise ValueError(f"audio must be [N] or [N, channels] and not empty, got {wav.shape}")
+        if wav.ndim == 2 and wav.shape[1] > 64:
+            raise ValueError(f"audio {wav.shape} looks like [channels, N]; pass [N, channels]")
+        if np.issubdtype(wav.dtype, np.integer):
+            wav = wav.astype(np.float32) / -float(np.iinfo(wav.dtype).min)
+        wav = wav.astype(np.float32)
+        if not np.isfinite(wav).all():
+            raise ValueError("audio holds NaN or infinite samples")
+        mono = wav.mean(axis=1) if wav.ndim == 2 else wav
+        mono = audio.resample(mono, sample_rate or self.sample_rate, self.sample_rate)
+        return mono if len(mono) else np.zeros(1, np.float32)
+
+    def check_codes(self, codes) -> np.ndarray:
+        """Any integer array -> int32 codes of this codec's shape and range. Raises ValueError."""
+        codes = np.asarray(codes)
+        shape = (len(codes),) if self.levels == 1 else (len(codes), self.levels)
+        if codes.shape != shape or not len(codes) or not np.issubdtype(codes.dtype, np.integer):
+            wanted = "[T]" if self.levels == 1 else f"[T, {self.levels}]"
+            raise ValueError(f"codes must be integers {wanted}, got {codes.dtype} {codes.shape}")
+        if codes.min() < 0 or codes.max() >= self.codebook_size:
+            raise ValueError(
+                f"codes reach from {codes.min()} to {codes.max()}; this codec has "
+                f"{self.codebook_size}: were they made by another one?"
+            )
+        return codes.astype(np.int32)
+
+    @property
+    def _context(self) -> int:
+        """Frames at a window's ends that only inform the rest: 2.5 s of 30 s windows."""
+        return self.buckets[-1] // 12
+
+    def _bucket(self, frames: int) -> int | None:
+        return next((bucket for bucket in self.buckets if frames <= bucket), None)
+
+    def _groups(self, frames: list[int]) -> Iterator[list[int]]:
+        """Rows to compute together: same bucket, at most `batch_size`; long clips left out."""
+        for bucket in self.buckets:
+            rows = [row for row, count in enumerate(frames) if self._bucket(count) == bucket]
+            for start in range(0, len(rows), self.batch_size):
+                yield rows[start : start + self.batch_size]
+
+    def _encode_rows(self, clips: list[np.ndarray]) -> list[np.ndarray]:
+        """Clips of one bucket -> their codes, in one call."""
+        bucket = self._bucket(max(-(-len(clip) // self.hop) for clip in clips))
+        wav = np.zeros((self.batch_size, bucket * self.hop), np.float32)
+        length = np.zeros((self.batch_size,), np.int32)
+        for row, clip in enumerate(clips):
+            wav[row, : len(clip)], length[row] = clip, len(clip)
+        codes = np.asarray(self._encode(self.variables, wav, length))
+        return [codes[row, : -(-len(clip) // self.hop)] for row, clip in enumerate(clips)]
+
+    def _decode_rows(self, clips: list[np.ndarray]) -> list[np.ndarray]:
+        """Codes of one bucket -> their audio, in one call."""
+        bucket = self._bucket(max(map(len, clips)))
+        codes = np.zeros((self.batch_size, bucket, *clips[0].shape[1:]), np.int32)
+        frames = np.zeros((self.batch_size,), np.int32)
+        for row, clip in enumerate(clips):
+            codes[row, : len(clip)], frames[row] = clip, len(clip)
+        wav = np.asarray(self._decode(self.variables, codes, frames))
+        return [wav[row, : len(clip) * self.hop] for row, clip in enumerate(clips)]
+
+    def _encode_program(self, variables, wav, length):
+        return self.module.apply(variables, wav, length, method="encode").codes
+
+    def _decode_program(self, variables, codes, frames):
+        mask = jnp.arange(codes.shape[1]) < frames[:, None]
+        return self.module.apply(variables, codes, mask, method="decode_codes")
+
+
+def load(path: str | Path, dtype: str = "float32", batch_size: int | None = None) -> Codec:
+    """CODEC path -> Codec (see `llmcodec_jax.load_codec`)."""
+    module, variables = load_auv_variables(path)
+    return Codec(module.clone(dtype=dtype, remat=False), variables, batch_size)

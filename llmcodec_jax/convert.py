@@ -1,0 +1,58 @@
+"""Published checkpoints -> this project's folders.
+
+python -m llmcodec_jax.convert auv   --input auv.pt --output DIR
+python -m llmcodec_jax.convert qwen3 --input HF_DIR --output DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def convert_auv(source: Path, output: Path) -> None:
+    """Any CODEC (published .pt, .safetensors, run, folder) -> a converted folder."""
+    from llmcodec_jax.codec.folder import save_codec_folder
+    from llmcodec_jax.interop.torch_auv import load_auv_variables
+
+    codec, variables = load_auv_variables(source)
+    save_codec_folder(output, codec, variables)
+    print(f"{output}: {codec}")
+
+
+def convert_qwen3(source: Path, output: Path, dtype: str) -> None:
+    """A Hugging Face folder or .gguf file -> a Hugging Face folder of one dtype."""
+    import jax.numpy as jnp
+
+    from llmcodec_jax.interop import huggingface
+    from llmcodec_jax.lm.load import load_lm
+
+    config, params, tokenizer = load_lm(source, jnp.dtype(dtype))
+    huggingface.export(output, config, params, tokenizer)
+    print(f"{output}: {config}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    auv = commands.add_parser("auv", help="AUV / LLM-Codec codec weights")
+    auv.add_argument("--input", required=True, type=Path, help=".pt, .safetensors, or codec folder")
+    qwen3 = commands.add_parser("qwen3", help="frozen language model")
+    qwen3.add_argument("--input", required=True, type=Path, help="Hugging Face folder or .gguf")
+    qwen3.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    for command in (auv, qwen3):
+        command.add_argument("--output", required=True, type=Path, help="folder to write")
+    args = parser.parse_args(argv)
+    try:
+        if args.command == "auv":
+            convert_auv(args.input, args.output)
+        else:
+            convert_qwen3(args.input, args.output, args.dtype)
+    except (ValueError, FileNotFoundError) as error:
+        parser.error(str(error))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

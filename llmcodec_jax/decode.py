@@ -1,0 +1,91 @@
+"""Token files -> audio: NAME.npz becomes NAME.wav, as long as the clip it came from.
+
+    python -m llmcodec_jax.decode --codec CODEC --input FILE_OR_DIR --output DIR
+
+Files that exist are skipped, so an interrupted run resumes where it stopped. Unreadable files are
+named at the end and make the exit code 1; all others are done.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from tqdm import tqdm
+
+from llmcodec_jax import audio
+from llmcodec_jax.codec import corpus, tokens
+
+
+def check(codec, path: Path) -> tokens.Tokens:
+    """Reads a token file and makes sure this codec can decode it. Raises TokenError."""
+    found = tokens.read(path)
+    try:
+        codes = codec.check_codes(found.codes)
+    except ValueError as error:
+        raise tokens.TokenError(f"{path}: {error}") from error
+    if found.sample_rate != codec.sample_rate or -(-found.num_samples // codec.hop) != len(codes):
+        raise tokens.TokenError(
+            f"{path}: {len(codes)} codes for {found.num_samples} samples at {found.sample_rate} "
+            f"Hz; this codec has {codec.hop} samples a code at {codec.sample_rate} Hz"
+        )
+    return tokens.Tokens(codes, found.sample_rate, found.num_samples)
+
+
+def write_long(codec, clip: tokens.Tokens, target: Path) -> None:
+    """Decodes one long clip piece by piece into its file: flat memory, atomic."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
+    kind = target.suffix.lstrip(".").upper()
+    left = clip.num_samples
+    try:
+        with soundfile.SoundFile(
+            str(partial), "w", codec.sample_rate, 1, subtype="PCM_16", format=kind
+        ) as file:
+            for piece in codec.decode_stream(clip.codes):
+                file.write(np.clip(piece[:left], -1, 1))
+                left -= len(piece[:left])
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def decode_corpus(codec, work: corpus.Work) -> None:
+    """Does every job of `work`, updating its outcome."""
+    group_size = codec.batch_size if codec.batch_size == 1 else 8 * codec.batch_size
+    clips = corpus.read_ahead(work, lambda path: check(codec, path), 2 * group_size)
+    with tqdm(total=len(work.jobs), desc="decode", unit="file") as bar:
+        while group := list(itertools.islice(clips, group_size)):
+            short = [item for item in group if len(item[2].codes) <= codec.buckets[-1]]
+            decoded = codec.decode([clip.codes for _, _, clip in short])
+            for (_, target, clip), wav in zip(short, decoded, strict=True):
+                audio.write(target, wav[: clip.num_samples], codec.sample_rate)
+            for _, target, clip in group:
+                if len(clip.codes) > codec.buckets[-1]:
+                    write_long(codec, clip, target)
+            work.done += len(group)
+            bar.update(work.done + len(work.failures) - bar.n)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = corpus.arguments(__doc__.splitlines()[0], "folder for the audio")
+    parser.add_argument("--format", default="wav", choices=("wav", "flac"), help="of the audio")
+    args = parser.parse_args(argv)
+    try:
+        work = corpus.plan(args.input, args.output, f".{args.format}", (".npz",), args.overwrite)
+    except FileNotFoundError as error:
+        parser.error(str(error))
+    if work.jobs:
+        import llmcodec_jax
+
+        codec = llmcodec_jax.load_codec(args.codec, dtype=args.dtype, batch_size=args.batch_size)
+        decode_corpus(codec, work)
+    return work.finish("decoded")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

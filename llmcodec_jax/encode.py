@@ -1,0 +1,112 @@
+"""Audio files -> token files: one NAME.npz per clip (codes, sample_rate, num_samples).
+
+    python -m llmcodec_jax.encode --codec CODEC --input FILE_OR_DIR --output DIR
+
+Files that exist are skipped, so an interrupted run resumes where it stopped. Unreadable files are
+named at the end and make the exit code 1; all others are done.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+from tqdm import tqdm
+
+from llmcodec_jax import audio
+from llmcodec_jax.codec import corpus, tokens
+
+LONG = 300.0  # seconds from which a file is streamed instead of read whole
+BLOCK = 10.0  # seconds a streamed block
+
+
+def read(path: Path, sample_rate: int) -> np.ndarray | Path:
+    """Mono audio [N] at the codec's rate, or the path itself where the file is to be streamed."""
+    try:
+        if soundfile.info(str(path)).duration > LONG:
+            return path
+    except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
+        raise audio.AudioError(f"{path}: cannot be read as audio ({error})") from error
+    wav = audio.load(path, sample_rate)
+    if not len(wav):
+        raise audio.AudioError(f"{path}: too short to resample")
+    return wav
+
+
+def stream(path: Path, sample_rate: int) -> Iterator[np.ndarray]:
+    """A long file as mono float32 blocks at `sample_rate`. Raises AudioError."""
+    try:
+        with soundfile.SoundFile(str(path)) as file:
+            rate, size = file.samplerate, int(BLOCK * file.samplerate)
+            resampler = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32", quality="HQ")
+            while len(block := file.read(size, dtype="float32", always_2d=True)):
+                mono = block.mean(axis=1)
+                if not np.isfinite(mono).all():
+                    raise audio.AudioError(f"{path}: holds NaN or infinite samples")
+                yield mono if rate == sample_rate else resampler.resample_chunk(mono)
+            if rate != sample_rate:
+                yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+    except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
+        raise audio.AudioError(f"{path}: cannot be read as audio ({error})") from error
+
+
+def encode_long(codec, path: Path) -> tokens.Tokens:
+    """Streams one long file through the codec in flat memory."""
+    samples = 0
+
+    def counted():
+        nonlocal samples
+        with tqdm(desc=path.name, unit="s", unit_scale=True, leave=False) as bar:
+            for block in stream(path, codec.sample_rate):
+                samples += len(block)
+                bar.update(round(len(block) / codec.sample_rate, 1))
+                yield block
+
+    codes = np.concatenate(list(codec.encode_stream(counted())))
+    return tokens.Tokens(codes, codec.sample_rate, samples)
+
+
+def encode_corpus(codec, work: corpus.Work) -> None:
+    """Does every job of `work`, updating its outcome; writes each clip as soon as it is coded."""
+    # Groups let clips of one length share a batch; at batch size 1 there is nothing to share.
+    group_size = codec.batch_size if codec.batch_size == 1 else 8 * codec.batch_size
+    clips = corpus.read_ahead(work, lambda path: read(path, codec.sample_rate), 2 * group_size)
+    with tqdm(total=len(work.jobs), desc="encode", unit="file") as bar:
+        while group := list(itertools.islice(clips, group_size)):
+            short = [item for item in group if not isinstance(item[2], Path)]
+            coded = codec.encode([wav for _, _, wav in short])
+            for (_, target, wav), codes in zip(short, coded, strict=True):
+                tokens.write(target, tokens.Tokens(codes, codec.sample_rate, len(wav)))
+                work.done += 1
+            for source, target, wav in group:
+                if isinstance(wav, Path):
+                    try:
+                        tokens.write(target, encode_long(codec, source))
+                        work.done += 1
+                    except audio.AudioError as error:
+                        work.failures.append(str(error))
+            bar.update(work.done + len(work.failures) - bar.n)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = corpus.arguments(__doc__.splitlines()[0], "folder for the .npz token files")
+    args = parser.parse_args(argv)
+    try:
+        work = corpus.plan(args.input, args.output, ".npz", audio.EXTENSIONS, args.overwrite)
+    except FileNotFoundError as error:
+        parser.error(str(error))
+    if work.jobs:
+        import llmcodec_jax
+
+        codec = llmcodec_jax.load_codec(args.codec, dtype=args.dtype, batch_size=args.batch_size)
+        encode_corpus(codec, work)
+    return work.finish("encoded")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
