@@ -62,7 +62,8 @@ def mel_cepstral_distance(reference: np.ndarray, estimate: np.ndarray, rate: int
     def cepstrum(wav):
         frames = np.lib.stride_tricks.sliding_window_view(np.pad(wav, window // 2), window)[::hop]
         power = np.abs(scipy.fft.rfft(frames * dsp.hann(window), axis=-1)) ** 2
-        log_mel = np.log(power @ filters + 1e-8)
+        mel = power @ filters
+        log_mel = np.log(np.maximum(mel, max(1e-6 * mel.max(), 1e-12)))  # 60 dB deep
         return scipy.fft.dct(log_mel, axis=-1, norm="ortho")[:, 1:14]
 
     difference = cepstrum(reference) - cepstrum(estimate)

@@ -1,4 +1,4 @@
-"""Codec-SUPERB over folders: in parallel, resumable, per clip, per category and overall (SPEC 8)."""
+"""Codec-SUPERB over folders: parallel, resumable, per clip, category and overall (SPEC 8)."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def evaluate(
 
     `source` names what made the estimates; `code` makes them where clips have none (a codec: it
     runs in this process while `workers` processes score). Finished clips are kept in
-    `output` + "l" (a .jsonl journal), so that a second call after an interruption carries on; the journal
+    `output` + "l" (a journal), so that a second call after an interruption carries on; it
     goes once the report is whole. `keep`: folder to write a codec's reconstructions to.
     """
     optional = tuple(name for name in optional if name not in additional.absent(optional))
