@@ -11,7 +11,9 @@ def get_config() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0  # of parameters, noise and data order
     c.total_steps = 25_000  # optimiser updates; all starts below are fractions of this
-    c.init = "auv.pt"  # codec to start from: run folder, converted folder, .safetensors or .pt; "" fresh
+    c.init = (
+        "auv.pt"  # codec to start from: run folder, converted folder, .safetensors or .pt; "" fresh
+    )
 
     c.codec = codec()
     c.discriminators = discriminators()
@@ -33,6 +35,7 @@ def get_config() -> ConfigDict:
     c.training.train_norm = False  # BatchNorm keeps its pretrained statistics
     c.training.use_domains = False  # limit the code search to each clip's domain partition
     c.training.revive_every = 0  # steps between revivals of dead codes; 0 for pretrained codecs
+    c.training.revive_below = 0.02  # a code is dead below this share of its fair share 1 / V
 
     c.data = data()
 
@@ -55,6 +58,9 @@ def codec() -> ConfigDict:
     c.decoder_layers = 12
     c.codebook_size = 20_480  # V
     c.code_dim = 8  # width of the search space
+    c.levels = 1  # residual codebooks
+    c.conv_norm = "batch"  # as published; "rms" keeps no statistics
+    c.partitions = "nested"  # codes open to each domain in training; None: all to all
     c.dtype = "bfloat16"  # of matmuls and convolutions; transforms and search stay float32
     c.remat = False  # recompute layers in the backward pass
     return c
@@ -65,6 +71,10 @@ def discriminators() -> ConfigDict:
     c.enabled = True
     c.loss = "hinge"  # or "lsgan"
     c.r1_every = 16  # steps between gradient penalties, weighted up by as much
+    c.periods = (2, 3, 5, 7, 11)  # of the multi-period discriminator
+    c.period_channels = (64, 128, 256, 512, 1024)
+    c.scales = 3  # of the multi-scale discriminator, each at half the rate of the one before
+    c.scale_channels = (64, 128, 256, 512, 1024)
     c.dtype = "bfloat16"
     return c
 

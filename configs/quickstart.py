@@ -1,36 +1,71 @@
 """Two CPU cores, a quarter of an hour: every objective of the method on real speech.
 
 A small codec from scratch, small discriminators, and a real frozen LM (SmolLM2-135M-Instruct).
-Data and LM are fetched on the first run; no account is needed.
+Speech and LM are fetched on the first run; no account is needed.
 """
+
+from ml_collections import ConfigDict
 
 from configs import base
 
 
-def get_config():
+def get_config() -> ConfigDict:
     c = base.get_config()
-    c.total_steps = 600
+    c.total_steps = 700
     c.init = ""  # from scratch
 
     c.codec.width = 128
     c.codec.encoder_layers = 2
     c.codec.decoder_layers = 3
     c.codec.codebook_size = 1024
+    c.training.use_domains = False  # one domain: all codes are open
     c.codec.dtype = "float32"  # CPUs have no fast bfloat16
 
-    c.discriminators.period_channels = (8, 16, 32, 64)
-    c.discriminators.scale_channels = (8, 16, 32, 64)
     c.discriminators.periods = (2, 5)
+    c.discriminators.period_channels = (8, 16, 32, 64)
     c.discriminators.scales = 1
+    c.discriminators.scale_channels = (8, 16, 32, 64)
     c.discriminators.dtype = "float32"
 
-    c.lm.path = "embedded"
-    c.lm.config = type(c)()  # whatever the file holds
+    c.lm.path = "embedded"  # SmolLM2-135M-Instruct
+    c.lm.config = ConfigDict()  # whatever the file holds
     c.lm.begin_token = 0  # <|endoftext|>
     c.lm.bank = 64
     c.lm.dtype = "float32"
-    c.lm.remat = False
+    c.lm.remat = False  # there is memory enough
 
     c.bridge.logits = "native"  # agrees with the quantiser by construction
     c.bridge.jitter = 0  # one encoder pass serves both branches
+
+    c.schedule.codec_start = 0.0
+    c.schedule.discriminator_start = 0.6
+    c.schedule.adversarial_start = 0.65
+    c.schedule.lm_start = 0.8
+    c.schedule.ftp_start = 0.82
+    c.schedule.ftp_ramp = 0.04
+    c.schedule.sa_start = 0.86
+    c.schedule.sa_ramp = 0.04
+    c.schedule.temperature_steps = 0.2
+
+    c.training.train_norm = True
+    c.training.revive_every = 10
+
+    adam = dict(optimizer="adamw", learning_rate=1e-3, b1=0.8, b2=0.99, weight_decay=1e-4)
+    for name in ("encoder", "decoder"):
+        c.optim.groups[name].update(adam, warmup=0.03, final=0.1)
+    for name in ("audio_embedding", "ftp_heads"):
+        c.optim.groups[name].update(start=c.schedule.lm_start, warmup=0.02, learning_rate=1e-3)
+    c.optim.groups.discriminators.update(start=c.schedule.discriminator_start, warmup=0.02)
+    c.optim.groups.discriminators.learning_rate = 3e-4
+
+    c.data.sources = ("embedded",)
+    c.data.batch_size = 4
+    c.data.clip_seconds = 2.0
+    c.data.eval_batch_size = 4
+    c.data.max_text = 64
+
+    c.log.every = 10
+    c.log.eval_every = 140
+    c.log.eval_clips = 16
+    c.log.checkpoint_every = 70
     return c

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from absl import logging
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+logger = logging.getLogger(__name__)
 
 STATE_FIELDS = re.compile(
     r"seed|codec\.(?!dtype|remat).*|discriminators\.(?!dtype|loss|r1_every).*"
@@ -52,14 +54,17 @@ def check_config(saved: dict, current: dict, folder: Path) -> None:
     changed = differences(saved, current)
     breaking = {name: values for name, values in changed.items() if STATE_FIELDS.fullmatch(name)}
     if breaking:
-        lines = [f"  {name}: {old!r} in the checkpoint, {new!r} now" for name, (old, new) in breaking.items()]
+        lines = [
+            f"  {name}: {old!r} in the checkpoint, {new!r} now"
+            for name, (old, new) in breaking.items()
+        ]
         raise CheckpointError(
             f"{folder} was written by a run whose config differs where the state depends on it:\n"
             + "\n".join(lines)
             + "\nUse another --workdir, or restore these fields."
         )
     for name, (old, new) in changed.items():
-        logging.warning("config changed since the checkpoint: %s was %r, now %r", name, old, new)
+        logger.warning("config changed since the checkpoint: %s was %r, now %r", name, old, new)
 
 
 class Checkpoints:
@@ -120,7 +125,7 @@ class Checkpoints:
             except UNREADABLE as error:
                 self._set_aside(step, error)
                 continue
-            logging.info("resumed from %s", self.folder / str(step))
+            logger.info("resumed from %s", self.folder / str(step))
             return read["state"], read["data"]
         if steps:
             raise CheckpointError(f"{self.folder}: none of the checkpoints {steps} can be read")
@@ -136,7 +141,7 @@ class Checkpoints:
 
     def _set_aside(self, step: int, error: Exception):
         """Moves an unreadable checkpoint out of the numbered series, so that it can be saved anew."""
-        logging.warning(
+        logger.warning(
             "checkpoint %s is unreadable (%s); using the one before",
             self.folder / str(step),
             str(error).splitlines()[0][:200],

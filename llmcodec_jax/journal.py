@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from pathlib import Path
 
 import jax
 import numpy as np
-from absl import logging
 from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
 
 
 def plain(value) -> object:
@@ -29,7 +31,7 @@ def read_rows(workdir: str | Path) -> list[dict]:
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
-            logging.warning("%s: a torn line is left out", path)
+            logger.warning("%s: a torn line is left out", path)
     return rows
 
 
@@ -83,7 +85,7 @@ class Journal:
         self._bar.update(step - self._bar.n)
         if self._bar.disable:
             self._bar.n = step
-            logging.info("step %d  %s", step, "  ".join(f"{k} {v}" for k, v in shown.items()))
+            logger.info("step %d  %s", step, "  ".join(f"{k} {v}" for k, v in shown.items()))
 
     def audio(self, name: str, wav: np.ndarray, sample_rate: int, step: int) -> None:
         """float [N] to TensorBoard."""

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from llmcodec_jax import bridge as bridging
-from llmcodec_jax.losses import alignment, ftp
 from llmcodec_jax.lm import qwen3
+from llmcodec_jax.losses import alignment, ftp
 from llmcodec_jax.method import Method
 from llmcodec_jax.types import Batch, CodecOutput, LMOutput, Losses
 
@@ -45,9 +45,7 @@ def noisy_labels(codes: jax.Array, key, share: float, codebook_size: int) -> jax
     return jnp.where(replaced, jax.random.randint(code_key, codes.shape, 0, codebook_size), codes)
 
 
-def read_audio(
-    method: Method, lm_params, embeds: jax.Array, frame_mask: jax.Array
-) -> LMOutput:
+def read_audio(method: Method, lm_params, embeds: jax.Array, frame_mask: jax.Array) -> LMOutput:
     """Begin position + audio embeddings [B, T, H] through the LM.
 
     hidden[:, t] has seen codes < t, and the state pooled for alignment is at the last code.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import signal
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
-from absl import logging
 
 from llmcodec_jax import heldout, pictures
 from llmcodec_jax.checkpoint import Checkpoints
@@ -18,6 +18,8 @@ from llmcodec_jax.codec.folder import save_codec_folder
 from llmcodec_jax.journal import Journal, plain
 from llmcodec_jax.method import Method
 from llmcodec_jax.step import eval_step, train_step
+
+logger = logging.getLogger(__name__)
 
 
 class NonFiniteError(RuntimeError):
@@ -69,7 +71,7 @@ class Steps:
 
     def __call__(self, phase, state, batch):
         if phase not in self._compiled:
-            logging.info("compiling for %s", phase)
+            logger.info("compiling for %s", phase)
             step = functools.partial(train_step, method=self._run.method, phase=phase)
             jitted = jax.jit(step, donate_argnums=0)
             self._compiled[phase] = jitted.lower(state, self._run.lm_params, batch).compile()
@@ -83,13 +85,13 @@ def train(run: Run, state, batches) -> bool:
 
     Raises NonFiniteError naming the losses when `max_bad_steps` steps in a row were skipped.
     """
-    schedule, log = run.method.schedule, run.log
+    total, log = run.method.schedule.total_steps, run.log
     start = step = int(state.step)
     steps, previous, mel = Steps(run), None, float("inf")
     clock = Clock(run, start)
     with Interrupted() as interrupted:
         while True:
-            finished = step >= schedule.total_steps
+            finished = step >= total
             if finished or step % log.eval_every == 0:
                 mel = look(run, state, step)
                 clock.pause(step)
@@ -99,7 +101,7 @@ def train(run: Run, state, batches) -> bool:
                 save_codec(run, state)
             if finished or interrupted.name:
                 break
-            state, report = steps(schedule.phase(step), state, next(batches))
+            state, report = steps(run.method.phase(step), state, next(batches))
             if previous:  # read one step late, so that the device is never waited for
                 check_finite(run.method, *previous)
                 if previous[0] % log.every == 0:
@@ -111,7 +113,7 @@ def train(run: Run, state, batches) -> bool:
             if finished or previous[0] % log.every == 0:
                 write_row(run, *previous, clock.rates(step, steps.flops))
     if interrupted.name:
-        logging.info("%s: saved step %d; the same command resumes", interrupted.name, step)
+        logger.info("%s: saved step %d; the same command resumes", interrupted.name, step)
     return finished
 
 
@@ -145,7 +147,7 @@ def check_finite(method: Method, step: int, report: dict) -> None:
         return
     values = {name: np.asarray(value) for name, value in report.items()}
     bad = sorted(name for name, value in values.items() if not np.isfinite(value).all())
-    logging.warning("step %d skipped, not finite: %s", step, ", ".join(bad))
+    logger.warning("step %d skipped, not finite: %s", step, ", ".join(bad))
     if streak >= method.max_bad_steps:
         raise NonFiniteError(
             f"{streak} steps in a row were not finite, the last at step {step}: {', '.join(bad)}. "
@@ -180,7 +182,7 @@ def look(run: Run, state, step: int) -> float:
             run.journal.audio(f"eval/codec_{index}", estimate, method.codec.sample_rate, step)
             image = pictures.mel_pair(reference, estimate, method.codec.sample_rate)
             run.journal.image(f"eval/mel_{index}", image, step)
-    logging.info(
+    logger.info(
         "held out at step %d: %s",
         step,
         "  ".join(f"{k.removeprefix('eval/')} {plain(v):.3g}" for k, v in scalars.items()),

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax.numpy as jnp
-
 from llmcodec_jax import types
 from llmcodec_jax.codec.codec import AUV
 from llmcodec_jax.discriminators import Discriminators
 from llmcodec_jax.lm.config import LMConfig
 from llmcodec_jax.optim import Group
-from llmcodec_jax.schedules import LossWeights, Schedule
+from llmcodec_jax.schedules import LossWeights, Phase, Schedule
 
 CODECS = {"auv": AUV}
 """Architectures by name: a second one is a class with the `types.Codec` protocol."""
@@ -72,12 +70,22 @@ class Method:
     train_norm: bool = False  # BatchNorm learns (from scratch) or keeps its statistics (SPEC 1)
     use_domains: bool = False  # limit the code search to each clip's domain partition
     revive_every: int = 0  # steps between revivals of dead codes; 0 never (fine-tuning)
+    revive_below: float = 0.02  # a code is dead below this share of its fair share 1 / V
     max_bad_steps: int = 20  # non-finite steps in a row before training stops
 
     @property
     def align(self) -> bool:
         """Whether semantic alignment is part of the run at all."""
-        return self.lm is not None and (self.weights.sa_cosine > 0 or self.weights.sa_contrastive > 0)
+        return self.lm is not None and (
+            self.weights.sa_cosine > 0 or self.weights.sa_contrastive > 0
+        )
+
+    def phase(self, step: int) -> Phase:
+        """The static phase of a step, without the parts this run does not have."""
+        codec, discriminator, lm = self.schedule.phase(step)
+        return Phase(
+            codec, discriminator and self.discriminators is not None, lm and self.lm is not None
+        )
 
     @classmethod
     def from_config(cls, config, lm_config: LMConfig | None) -> Method:

@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: text, tables, pictures and sound in one file, no scripts, no network."""
+"""Self-contained HTML pages: text, tables, pictures and sound in one file, no scripts."""
 
 from __future__ import annotations
 
@@ -66,7 +66,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     head = "".join(f"<th>{text(h)}</th>" for h in header)
     body = "".join("<tr>" + "".join(f"<td>{cell(v)}</td>" for v in row) + "</tr>" for row in rows)
     return Markup(
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
     )
 
 

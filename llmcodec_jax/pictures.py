@@ -33,7 +33,13 @@ def spectrograms(wavs: dict[str, np.ndarray], sample_rate: int) -> Figure:
     for axis, (name, mel) in zip(axes[:, 0], mels.items(), strict=True):
         extent = (0, len(mel) / 100, 0, mel.shape[1])
         axis.imshow(
-            mel.T, origin="lower", aspect="auto", extent=extent, vmin=top - 6, vmax=top, cmap="magma"
+            mel.T,
+            origin="lower",
+            aspect="auto",
+            extent=extent,
+            vmin=top - 6,
+            vmax=top,
+            cmap="magma",
         )
         axis.set_ylabel(name)
         axis.set_yticks([])
@@ -57,8 +63,8 @@ def timetable(method: Method) -> Figure:
     figure, axes = plt.subplots(3, 1, figsize=(8, 7.5), sharex=True, layout="tight")
     parts = ("codec", "discriminator", "lm")
     for row, part in enumerate(parts):
-        for first, phase in schedule.phases():
-            if getattr(phase, part):
+        for first, _ in schedule.phases():
+            if getattr(method.phase(first), part):
                 axes[0].barh(row, schedule.total_steps - first, left=first, color=f"C{row}")
                 break
     axes[0].set_yticks(range(3), ["codec learns", "discriminators", "LM branch"])
@@ -66,7 +72,9 @@ def timetable(method: Method) -> Figure:
     gate = [float(schedule.codec_gate(step)) for step in steps]
     lines = {name: [float(w[name]) for w in weights] for name in weights[0]}
     if method.lm:
-        lines["ftp (reaching the codec)"] = [w * g for w, g in zip(lines.pop("ftp"), gate, strict=True)]
+        lines["ftp (reaching the codec)"] = [
+            w * g for w, g in zip(lines.pop("ftp"), gate, strict=True)
+        ]
         temperature = [float(schedule.temperature(step)) for step in steps]
         axes[1].plot(steps, temperature, "k:", label="bridge temperature")
     for name, values in lines.items():

@@ -103,7 +103,10 @@ def codec_forward(method: Method, phase: Phase, state: TrainState, lm_params, ba
         codec = params["codec"] if phase.codec else jax.lax.stop_gradient(params["codec"])
         output, wav, new_stats = run_codec(method, codec, batch_stats, batch, train=True)
         per_clip = acoustic_losses(batch.wav, wav, batch.wav_length) | {"vq": output.vq_loss}
-        losses = {name: metrics.per_item(values, batch.wav_length > 0) for name, values in per_clip.items()}
+        losses = {
+            name: metrics.per_item(values, batch.wav_length > 0)
+            for name, values in per_clip.items()
+        }
         histogram = code_histogram(output, method.codec.codebook_size)
         text = None
         if phase.lm:
@@ -196,7 +199,7 @@ def player_gradients(
     losses, new_stats, text, histogram = aux
     judge_gradients = jax.tree.map(jnp.zeros_like, state.discriminator)
     fake_cotangent = jnp.zeros_like(fake)
-    if phase.discriminator and method.discriminators:
+    if phase.discriminator:
         judge_gradients, fake_cotangent, played = adversarial_players(
             method, state, batch, fake, counts
         )

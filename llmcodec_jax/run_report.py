@@ -78,9 +78,7 @@ def _next_steps(workdir: Path) -> str:
 def _skipped(skipped: dict) -> str:
     text = f"{skipped['read']} clips read, {skipped['count']} skipped."
     reasons = list(skipped["reasons"].items())[:20]
-    return page.paragraph(text) + (
-        page.table(["reason", "times"], reasons) if reasons else ""
-    )
+    return page.paragraph(text) + (page.table(["reason", "times"], reasons) if reasons else "")
 
 
 def write(workdir: Path, method: Method, config: dict, skipped: dict) -> Path:

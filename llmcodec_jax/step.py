@@ -49,9 +49,7 @@ def gather_gradients(
     counts = batch_counts(method, batch)
 
     def one(batch_stats, part, key):
-        return player_gradients(
-            method, phase, state, batch_stats, lm_params, part, counts, key
-        )
+        return player_gradients(method, phase, state, batch_stats, lm_params, part, counts, key)
 
     if method.accumulate == 1:
         return one(state.batch_stats, batch, key)
@@ -106,16 +104,20 @@ def penalise(method: Method, state: TrainState, batch: Batch, gradients: dict) -
 
 
 def revive_codes(method: Method, state: TrainState, params, batch_stats, batch: Batch):
-    """Every `revive_every` steps, dead codes move to where the encoder is -> (params, stats)."""
+    """Every `revive_every` steps, dead codes move to where the encoder is -> (params, stats).
+
+    At the first step all do: the codebook starts on the data, not beside it.
+    """
 
     def due():
         variables = {"params": params["codec"], "batch_stats": batch_stats}
         output, _, _ = run_codec(method, *variables.values(), batch, train=False)
         key = stream(jax.random.wrap_key_data(state.key), state.step, "revive")
-        revived = revive(method.codec, variables, output, key)
+        below = jnp.where(state.step == 0, jnp.inf, method.revive_below)
+        revived = revive(method.codec, variables, output, key, below)
         return params | {"codec": revived["params"]}, revived["batch_stats"]
 
-    when = (state.step + 1) % method.revive_every == 0
+    when = state.step % method.revive_every == 0
     return jax.lax.cond(when, due, lambda: (params, batch_stats))
 
 
@@ -151,7 +153,7 @@ def train_step(
     if method.revive_every and phase.codec:
         params, batch_stats = revive_codes(method, state, params, batch_stats, batch)
     discriminator, judge_state = state.discriminator, state.discriminator_opt_state
-    if phase.discriminator and method.discriminators:
+    if phase.discriminator:
         judge_gradients = gradients.discriminator
         if method.weights.r1:
             judge_gradients, penalty = penalise(method, state, batch, judge_gradients)
@@ -203,8 +205,17 @@ def eval_step(state: TrainState, lm_params, batch: Batch, *, method: Method, wit
         table = method.codec.apply(variables, method="search_table")
         key = stream(jax.random.wrap_key_data(state.key), 0, "eval")
         spoken, _ = language_losses(
-            method, state.params, table, lm_params, output, batch, state.bank, key,
-            gate=0.0, temperature=method.schedule.temperature_end, training=False,
+            method,
+            state.params,
+            table,
+            lm_params,
+            output,
+            batch,
+            state.bank,
+            key,
+            gate=0.0,
+            temperature=method.schedule.temperature_end,
+            training=False,
         )
         losses |= spoken
     return {

@@ -6,13 +6,15 @@ The same command on the same --workdir resumes. Any field of the config can be g
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
 
 import jax
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
+from tqdm import tqdm
 
 from llmcodec_jax import journal, loop, run_report, sharding
 from llmcodec_jax.checkpoint import CheckpointError, Checkpoints
@@ -24,6 +26,8 @@ from llmcodec_jax.lm.load import load_lm
 from llmcodec_jax.lm.weights import digest
 from llmcodec_jax.method import Method
 from llmcodec_jax.state import init_state
+
+logger = logging.getLogger(__name__)
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Run description, such as configs/base.py")
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder (default: runs/NAME_OF_THE_CONFIG)")
@@ -71,11 +75,17 @@ def open_data(config, method: Method, tokenizer):
         workers=workers,
         threads=threads,
         buffer=buffer,
+        split="all" if eval_sources else "train",
         **common,
         **data,
     )
-    split = {"split": "all"} if eval_sources else {}
-    batches = eval_batches(eval_sources or sources, **heldout, **common, **data, **split)
+    batches = eval_batches(
+        eval_sources or sources,
+        split="all" if eval_sources else "eval",
+        **heldout,
+        **common,
+        **data,
+    )
     return loader, batches, prefetched
 
 
@@ -94,9 +104,7 @@ def import_codec(path: str, method: Method, state):
     """Puts a codec's weights into a fresh state. Raises ValueError if the architecture differs."""
     _, variables = load_auv_variables(path, expect=method.codec)
     put = lambda new, old: jax.device_put(new, old.sharding)  # noqa: E731
-    params = state.params | {
-        "codec": jax.tree.map(put, variables["params"], state.params["codec"])
-    }
+    params = state.params | {"codec": jax.tree.map(put, variables["params"], state.params["codec"])}
     stats = jax.tree.map(put, variables["batch_stats"], state.batch_stats)
     return state.replace(params=params, batch_stats=stats)
 
@@ -146,7 +154,7 @@ def run(config, workdir: Path) -> int:
     checkpoints.close()
     if jax.process_index() == 0 and finished:
         page = run_report.write(workdir, method, config.to_dict(), loader.skipped())
-        logging.info("report: %s", page)
+        logger.info("report: %s", page)
     return 0
 
 
@@ -168,11 +176,25 @@ def main(_) -> int:
     try:
         return run(config, workdir)
     except (CheckpointError, DataError, loop.NonFiniteError, ValueError) as error:
-        logging.error("%s", error)
+        logger.error("%s", error)
         return 1
+
+
+def speak_up() -> None:
+    """Our own log lines on stderr, past the progress bar; other libraries' only from WARNING."""
+    handler = _BarSafeHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    ours = logging.getLogger("llmcodec_jax")
+    ours.handlers, ours.propagate = [handler], False
+    ours.setLevel(logging.INFO)
+
+
+class _BarSafeHandler(logging.StreamHandler):
+    def emit(self, record):
+        tqdm.write(self.format(record), file=sys.stderr)
 
 
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    logging.set_verbosity(logging.INFO)
+    speak_up()
     app.run(main, flags_parser=parse_flags)
