@@ -64,7 +64,7 @@ def fetch_speech(cache: str | Path | None = None, kind: str = "auto") -> Path:
     for want in targets:
         try:
             return _ready(targets[want], want)
-        except FetchError as error:
+        except (FetchError, audio.AudioError) as error:
             problems.append(f"{want} speech: {error}")
             logger.info("%s speech cannot be had: %s", want, error)
     raise FetchError(

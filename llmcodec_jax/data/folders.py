@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from pathlib import Path
 
 from llmcodec_jax import audio
 from llmcodec_jax.audio import AudioError
-from llmcodec_jax.data.records import EncodedSound, Record, Word, read_text, read_words
+from llmcodec_jax.data.records import EncodedSound, Record, Word, read_text
+from llmcodec_jax.data.words import ALIGNMENT, read_alignment, read_words
 from llmcodec_jax.types import DOMAINS
 
 logger = logging.getLogger(__name__)
@@ -21,9 +21,8 @@ _COLUMNS = {"path", "text", "speaker", "domain"}
 class LibriSpeechSource:
     """`SPEAKER/CHAPTER/ID.flac` with `SPEAKER-CHAPTER.trans.txt` (`ID TEXT` a line) beside it.
 
-    A record's name is its ID. Word times are used where the chapter has
-    `SPEAKER-CHAPTER.alignment.txt` (`ID ",GO,,DO" "0.49,0.89,1.27,1.38"`: words and the time
-    each ends, an empty word being silence) or a clip has `ID.words.tsv`.
+    A record's name is its ID. Word times (`words`) come from `SPEAKER-CHAPTER.alignment.txt` or
+    `ID.words.tsv` where a chapter has them.
     """
 
     def __init__(self, folder: str | Path):
@@ -31,7 +30,6 @@ class LibriSpeechSource:
         self.folder = Path(folder)
         self.label = self.folder.resolve().name
         self._items: list[tuple[str, str, str]] = []  # (ID, path below the folder, text)
-        self._aligned: dict[str, tuple[Word, ...]] = {}
         if not self.folder.is_dir():
             raise AudioError(f"{folder}: no such folder")
         missing = 0
@@ -49,9 +47,9 @@ class LibriSpeechSource:
         """Indexes one chapter; returns how many of its transcripts have no audio."""
         folder = transcript.parent
         files = {
-            Path(entry.name).stem: os.path.relpath(entry.path, self.folder)
-            for entry in os.scandir(folder)
-            if Path(entry.name).suffix.lower() in audio.EXTENSIONS
+            Path(file).stem: os.path.relpath(folder / file, self.folder)
+            for file in sorted(os.listdir(folder))
+            if Path(file).suffix.lower() in audio.EXTENSIONS
         }
         missing = 0
         for number, line in enumerate(read_text(transcript).splitlines(), 1):
@@ -64,9 +62,6 @@ class LibriSpeechSource:
                 missing += 1
                 logger.debug("%s:%d: no audio file for %s", transcript, number, name)
         self._items += [(name, path, "") for name, path in sorted(files.items())]
-        alignment = transcript.with_name(transcript.name.replace(".trans.", ".alignment."))
-        if alignment.is_file():
-            self._aligned.update(_read_alignments(alignment))
         return missing
 
     def __len__(self) -> int:
@@ -81,7 +76,10 @@ class LibriSpeechSource:
     def record(self, index: int) -> Record:
         name, path, text = self._items[index]
         path = self.folder / path
-        words = self._aligned.get(name) or _words_beside(path)
+        chapter = path.with_name(name.rpartition("-")[0] + ALIGNMENT)
+        words = _words_beside(path)
+        if not words and chapter.is_file():
+            words = read_alignment(chapter, name)
         return Record(name, EncodedSound(path), text or None, words, None, self.group(index))
 
 
@@ -188,26 +186,3 @@ def _read_manifest(path: Path) -> list[dict[str, str]]:
     if not rows:
         raise AudioError(f"{path}: names no audio file")
     return rows
-
-
-_ALIGNMENT = re.compile(r'^(\S+) "([^"]*)" "([^"]*)"$')
-
-
-def _read_alignments(path: Path) -> dict[str, tuple[Word, ...]]:
-    """LibriSpeech alignment file -> words by utterance. Raises AudioError naming the line."""
-    aligned: dict[str, tuple[Word, ...]] = {}
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        if not line.strip():
-            continue
-        match = _ALIGNMENT.match(line.strip())
-        words = match[2].split(",") if match else []
-        try:
-            ends = [float(end) for end in match[3].split(",")] if match else []
-        except ValueError:
-            ends = []
-        if not match or len(words) != len(ends):
-            raise AudioError(f'{path}:{number}: expected ID ",WORD,.." "0.1,0.5,.."')
-        starts = [0.0, *ends[:-1]]
-        spans = zip(starts, ends, words, strict=True)
-        aligned[match[1]] = tuple((start, end, word) for start, end, word in spans if word)
-    return aligned

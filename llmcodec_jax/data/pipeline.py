@@ -173,19 +173,27 @@ def make_loader(
     buffer: int = 4,
     process_index: int = 0,
     process_count: int = 1,
+    alignments: str | Path | None = None,
     cache: str | Path | None = None,
     **clip: Any,
 ) -> Loader:
     """Opens the sources and returns the loader.
 
     `batch_size` is global: each process gets batch_size / process_count rows. `split`,
-    `eval_fraction`, `eval_max` and `split_by` are explained at `sources.split_source`; `clip`
-    holds the fields of `examples.ExampleMaker`: sample_rate, clip_samples, hop, text_tokenizer,
-    max_text, text_policy, min_seconds, silence_peak.
+    `eval_fraction`, `eval_max` and `split_by` are explained at `sources.split_source`,
+    `alignments` at `sources.open_mixture`; `clip` holds the fields of `examples.ExampleMaker`:
+    sample_rate, clip_samples, hop, text_tokenizer, max_text, text_policy, min_seconds,
+    silence_peak.
     """
     batches = Batches(
         open_mixture(
-            sources, split, cache=cache, eval_fraction=eval_fraction, eval_max=eval_max, by=split_by
+            sources,
+            split,
+            cache=cache,
+            alignments=alignments,
+            eval_fraction=eval_fraction,
+            eval_max=eval_max,
+            by=split_by,
         ),
         ExampleMaker(**clip),
         batch_size=batch_size,
@@ -208,6 +216,7 @@ def eval_batches(
     split_by: str = "name",
     process_index: int = 0,
     process_count: int = 1,
+    alignments: str | Path | None = None,
     cache: str | Path | None = None,
     **clip: Any,
 ) -> list[Batch]:
@@ -220,7 +229,13 @@ def eval_batches(
     if batch_size % process_count:
         raise ValueError(f"{process_count} processes cannot share a batch of {batch_size}")
     parts = open_mixture(
-        sources, split, cache=cache, eval_fraction=eval_fraction, eval_max=eval_max, by=split_by
+        sources,
+        split,
+        cache=cache,
+        alignments=alignments,
+        eval_fraction=eval_fraction,
+        eval_max=eval_max,
+        by=split_by,
     )
     maker = ExampleMaker(**clip)
     rows = [row for part in parts for row in fixed_rows(part, parts, maker, count, seed)]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 
@@ -21,47 +21,34 @@ class Prefetcher:
 
     `state()` belongs to the batches handed out, not to those waiting: taken before `next()`,
     it brings that very batch again. An error in the loader or in `put` is raised by the `next()`
-    that would have returned the batch.
+    that would have returned the batch, and by every later one.
     """
 
     def __init__(self, loader: Resumable, put: Callable[[Any], Any], size: int = 2):
         """`put` moves a numpy batch to the device(s): a sharded `jax.device_put`, say."""
         self._loader, self._put = loader, put
         self._state = loader.state()
-        self._queue: queue.Queue = queue.Queue(maxsize=max(1, size))
-        self._stop = threading.Event()
-        self._ended: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
-        self._thread.start()
+        # One thread, so that batches are drawn one after the other, in order.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        self._waiting: deque[Future] = deque()
+        for _ in range(max(1, size)):
+            self._ask()
 
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            try:
-                item = (self._put(next(self._loader)), self._loader.state(), None)
-            except BaseException as error:  # noqa: BLE001 - raised again where it is awaited
-                item = (None, None, error)
-            while not self._stop.is_set():
-                try:
-                    self._queue.put(item, timeout=0.1)
-                    break
-                except queue.Full:
-                    continue
-            if item[2] is not None:
-                return
+    def _ask(self) -> None:
+        self._waiting.append(self._thread.submit(self._draw))
+
+    def _draw(self) -> tuple[Any, dict]:
+        return self._put(next(self._loader)), self._loader.state()
 
     def __iter__(self) -> Prefetcher:
         return self
 
     def __next__(self) -> Any:
-        if self._ended is not None:
-            raise self._ended
-        if self._stop.is_set():
+        if not self._waiting:
             raise RuntimeError("this prefetcher is closed")
-        batch, state, error = self._queue.get()
-        if error is not None:
-            self._ended = error
-            raise error
-        self._state = state
+        batch, self._state = self._waiting[0].result()  # stays first if it raises
+        self._waiting.popleft()
+        self._ask()
         return batch
 
     def state(self) -> dict:
@@ -69,11 +56,9 @@ class Prefetcher:
         return self._state
 
     def close(self) -> None:
-        """Stops the thread and drops what waits. The loader stays open; close it yourself."""
-        self._stop.set()
-        self._thread.join()
-        while not self._queue.empty():
-            self._queue.get_nowait()
+        """Ends the thread and drops what waits. The loader stays open; close it yourself."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._waiting.clear()
 
     def __enter__(self) -> Prefetcher:
         return self

@@ -93,6 +93,7 @@ class Record:
     words: tuple[Word, ...] = ()  # in order of time; empty where no alignment is known
     domain: str | None = None  # one of types.DOMAINS; None leaves it to the mixture
     speaker: str | None = None
+    utterance: str | None = None  # the corpus's own id, where the name is another
 
 
 class Source(Protocol):
@@ -124,22 +125,3 @@ def read_text(path: Path) -> str:
         return path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise AudioError(f"{path}: cannot be read as UTF-8 text ({error})") from error
-
-
-def read_words(path: Path) -> tuple[Word, ...]:
-    """Word alignment file -> words. Lines are `start<TAB>end<TAB>word`, seconds; # comments.
-
-    Raises AudioError naming file and line.
-    """
-    words: list[Word] = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        try:
-            start, end, word = line.split("\t")
-            words.append((float(start), float(end), word.strip()))
-        except ValueError as error:
-            raise AudioError(f"{path}:{number}: expected start<TAB>end<TAB>word") from error
-        if not 0 <= words[-1][0] <= words[-1][1]:
-            raise AudioError(f"{path}:{number}: a word must end after it starts, from 0 s on")
-    return tuple(sorted(words))

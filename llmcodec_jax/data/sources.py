@@ -17,6 +17,7 @@ import numpy as np
 
 from llmcodec_jax.audio import AudioError
 from llmcodec_jax.data.records import Record, Source, stable_hash
+from llmcodec_jax.data.words import Aligned
 from llmcodec_jax.types import DOMAINS
 
 KINDS = ("librispeech", "folder", "arrayrecord", "tfds", "embedded")
@@ -89,7 +90,7 @@ def split_source(
 
     A record is held out where the hash of its name falls below `eval_fraction`; of those, at
     most `eval_max` with the smallest hashes. Adding records never moves another one from
-    held-out to training except through `eval_max`. `by="group"` hashes the speaker (the name
+    held-out to training except through `eval_max`. `by="speaker"` hashes the speaker (the name
     where none is known) and ignores `eval_max`, so that held-out voices are never trained on.
     Sentences spoken by several voices are not kept apart by either.
     """
@@ -97,8 +98,8 @@ def split_source(
         return source
     if split not in ("train", "eval"):
         raise ValueError(f"split {split!r} is not one of train, eval, all")
-    if by not in ("name", "group"):
-        raise ValueError(f"by {by!r} is not one of name, group")
+    if by not in ("name", "speaker"):
+        raise ValueError(f"by {by!r} is not one of name, speaker")
     key = source.name if by == "name" else source.group
     hashes = np.array([stable_hash(key(i), 64) for i in range(len(source))], np.uint64)
     held = hashes < np.uint64(int(eval_fraction * 2**64) if eval_fraction < 1 else 2**64 - 1)
@@ -131,11 +132,13 @@ def open_mixture(
     split: str = "all",
     *,
     cache: str | Path | None = None,
+    alignments: str | Path | None = None,
     **split_options,
 ) -> list[Part]:
     """Opens every source of a mixture; `split_options` go to `split_source`.
 
-    Weights are relative shares of the clips in a batch.
+    Weights are relative shares of the clips in a batch. `alignments` is a folder of word times
+    for recordings that have none beside them (`words.Aligned`).
     """
     if isinstance(sources, str):
         sources = [sources]
@@ -146,7 +149,9 @@ def open_mixture(
             raise ValueError(f"{spec}: domain {domain!r} is not one of {', '.join(DOMAINS)}")
         if not weight > 0 or not np.isfinite(weight):
             raise ValueError(f"{spec}: the weight must be positive, not {weight}")
-        source = split_source(open_source(spec, cache=cache), split, **split_options)
+        source = open_source(spec, cache=cache)
+        source = Aligned(source, alignments) if alignments else source
+        source = split_source(source, split, **split_options)
         parts.append(Part(source, float(weight), domain))
     if not parts:
         raise ValueError("no source of data is named")

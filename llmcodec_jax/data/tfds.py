@@ -37,7 +37,7 @@ class TfdsSource:
     """Records of one or several splits; the name is `DATASET/SPLIT/NUMBER` (ids lie inside).
 
     Speakers are not known before a record is opened: hold out data by naming a split of its own
-    rather than with `by="group"`.
+    rather than with `by="speaker"`.
     """
 
     def __init__(self, spec: str, data_dir: str | Path | None = None):
@@ -119,7 +119,8 @@ class _Fields:
         """tf.train.Features.feature map -> Record."""
         text = _first(features, self.text)
         speaker = _first(features, self.speaker)
-        return Record(name, self._sound(features[self.audio], name), text, (), None, speaker)
+        sound = self._sound(features[self.audio], name)
+        return Record(name, sound, text, (), None, speaker, _first(features, "id"))
 
     def _sound(self, feature: Any, name: str) -> Sound:
         if self.lazy:

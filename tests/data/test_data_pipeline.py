@@ -218,7 +218,9 @@ def test_prefetch_state_is_that_of_the_batch_handed_out(corpus):
         assert batches.state()["batches"] == 3
         assert state["batches"] == 2
     assert_equal(whole[2:4], load(corpus, 2, start=state))
-    assert not any(thread.name == "prefetch" for thread in threading.enumerate())
+    assert not any(thread.name.startswith("prefetch") for thread in threading.enumerate())
+    with pytest.raises(RuntimeError, match="closed"):
+        next(batches)
 
 
 def test_prefetch_passes_errors_on(corpus):

@@ -16,11 +16,17 @@ from llmcodec_jax.audio import AudioError
 from llmcodec_jax.data.arrayrecords import MAGIC, unpack
 from llmcodec_jax.data.folders import FolderSource, LibriSpeechSource
 from llmcodec_jax.data.prepare import prepare
-from llmcodec_jax.data.records import ArraySound, EncodedSound, read_words
+from llmcodec_jax.data.records import ArraySound, EncodedSound
 from llmcodec_jax.data.sources import open_mixture, open_source, split_source
 from llmcodec_jax.data.tfds import TfdsSource
+from llmcodec_jax.data.words import Aligned, read_words
 
 TFDS_SETS = Path(__file__).parent / "tfds_sets"
+
+
+@pytest.fixture
+def tfds_dir(monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(TFDS_SETS))
 
 
 def samples(record) -> np.ndarray:
@@ -61,9 +67,24 @@ def test_librispeech_alignments(tmp_path):
     assert source.record(1).words == ((0.1, 0.4, "SPEAKER"), (0.5, 0.85, "ONE"))
     assert source.record(2).words == ((0.1, 0.4, "who"), (0.5, 0.9, "says"))
     assert source.record(3).words == ()
-    (tmp_path / "1/7/1-7.alignment.txt").write_text('1-7-0001 "A,B" "0.1"\n')
-    with pytest.raises(AudioError, match=r"alignment.txt:1"):
-        LibriSpeechSource(tmp_path)
+    for bad in ('"A,B" "0.1"', '"A" "soon"', "A 0.1", '"A" ""'):
+        (tmp_path / "1/7/1-7.alignment.txt").write_text(f"\n1-7-0001 {bad}\n")
+        with pytest.raises(AudioError, match=r"alignment\.txt:2"):
+            source.record(1)
+
+
+@pytest.mark.usefixtures("tfds_dir")
+def test_alignments_of_a_set_that_has_none(tmp_path):
+    """By the corpus's own ids, which a TFDS record holds inside."""
+    (tmp_path / "any" / "1").mkdir(parents=True)
+    (tmp_path / "any/1/1-1.alignment.txt").write_text('1-1-0004 "TONE,FOUR" "0.1,0.25"\n')
+    with pytest.raises(AudioError, match="no SPEAKER-CHAPTER"):
+        Aligned(open_source("tfds:tiny_speech:train_clean"), tmp_path / "any" / "2")
+    (part,) = open_mixture("tfds:tiny_speech:train_clean", alignments=tmp_path)
+    records = [part.source.record(index) for index in range(len(part.source))]
+    words = {record.utterance: record.words for record in records}
+    assert words["1-1-0004"] == ((0.0, 0.1, "TONE"), (0.1, 0.25, "FOUR"))
+    assert [bool(found) for found in words.values()].count(True) == 1
 
 
 def test_librispeech_of_something_else(tmp_path):
@@ -204,8 +225,8 @@ def test_splits_are_disjoint_and_stable(tmp_path):
         file.unlink()
     again = split_source(LibriSpeechSource(tmp_path), "eval", eval_fraction=0.2)
     assert names(again) == {name for name in names(held) if not name.startswith("3-")}
-    voices = split_source(source, "eval", eval_fraction=0.2, by="group")
-    others = split_source(source, "train", eval_fraction=0.2, by="group")
+    voices = split_source(source, "eval", eval_fraction=0.2, by="speaker")
+    others = split_source(source, "train", eval_fraction=0.2, by="speaker")
     speakers = {voices.group(i) for i in range(len(voices))}
     assert speakers
     assert not speakers & {others.group(i) for i in range(len(others))}
@@ -312,11 +333,6 @@ def test_damaged_shards(tmp_path):
 
 
 # Prepared TFDS sets (written by TFDS itself, see tfds_sets/make.py)
-
-
-@pytest.fixture
-def tfds_dir(monkeypatch):
-    monkeypatch.setenv("TFDS_DATA_DIR", str(TFDS_SETS))
 
 
 @pytest.mark.usefixtures("tfds_dir")
