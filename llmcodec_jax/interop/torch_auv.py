@@ -293,10 +293,7 @@ def load_auv_variables(path: str | Path, expect: AUV | None = None) -> tuple[AUV
     tensors, embedded = read_tensors(weights)
     fields = fields or embedded or {}
     shapes = {_modern_name(name): np.shape(value) for name, value in tensors.items()}
-    if expect is not None:
-        codec = expect
-    else:
-        codec = from_fields({**infer_fields(shapes), **fields})
+    codec = expect if expect is not None else from_fields({**infer_fields(shapes), **fields})
     return codec, to_variables(codec, tensors, str(weights))
 
 

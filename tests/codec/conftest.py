@@ -1,0 +1,22 @@
+"""The small codec, as a module and on disk."""
+
+import pytest
+from small_codec import SMALL, init
+
+from llmcodec_jax.codec.codec import AUV
+from llmcodec_jax.codec.folder import save_codec_folder
+
+
+@pytest.fixture(scope="session")
+def small():
+    """(AUV, variables) with random weights."""
+    codec = AUV(**SMALL)
+    return codec, init(codec)
+
+
+@pytest.fixture(scope="session")
+def small_folder(small, tmp_path_factory):
+    """The same codec as a converted folder."""
+    path = tmp_path_factory.mktemp("codec") / "converted"
+    save_codec_folder(path, *small)
+    return path
