@@ -1,9 +1,9 @@
 """The embedded default: whole or not at all, and a way out where nothing can be fetched."""
 
 import gzip
-import multiprocessing
 import shutil
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -180,26 +180,27 @@ def test_cache_entries_are_whole_or_absent(tmp_path):
     build_once(target, half)  # is there already
 
 
-def _build_slowly(target: Path, log: Path) -> None:
-    def build(folder):
-        with open(log, "a") as file:
-            file.write("built\n")
-        (folder / "one").write_text("1" * 100_000)
-        subprocess.run(["sleep", "0.3"], check=True)
+_BUILD_SLOWLY = """
+import sys, time
+from pathlib import Path
+from llmcodec_jax.data.cache import build_once
 
-    build_once(target, build)
-    assert (target / "one").stat().st_size == 100_000
+def build(folder):
+    with open(sys.argv[2], "a") as log:
+        log.write("built\\n")
+    (folder / "one").write_text("1" * 100_000)
+    time.sleep(0.5)
+
+build_once(Path(sys.argv[1]), build)
+assert (Path(sys.argv[1]) / "one").stat().st_size == 100_000
+"""
 
 
 def test_cache_is_filled_once_by_processes_at_the_same_time(tmp_path):
-    context = multiprocessing.get_context("fork")
-    arguments = (tmp_path / "entry", tmp_path / "log")
-    processes = [context.Process(target=_build_slowly, args=arguments) for _ in range(4)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(30)
-    assert [process.exitcode for process in processes] == [0] * 4
+    command = [sys.executable, "-c", _BUILD_SLOWLY, str(tmp_path / "entry"), str(tmp_path / "log")]
+    root = Path(__file__).parents[2]
+    processes = [subprocess.Popen(command, cwd=root) for _ in range(3)]
+    assert [process.wait(60) for process in processes] == [0] * 3
     assert (tmp_path / "log").read_text() == "built\n"
 
 
