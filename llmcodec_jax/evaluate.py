@@ -7,11 +7,14 @@ python -m llmcodec_jax.evaluate --help
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import logging
 import sys
 from pathlib import Path
 
 from llmcodec_jax.audio import AudioError
+from llmcodec_jax.codec.tokens import TokenError
 from llmcodec_jax.evaluation.reconstruction import EvaluationError
 
 
@@ -23,9 +26,7 @@ def reconstruction(args: argparse.Namespace) -> None:
         raise EvaluationError("give either --estimate DIR or --codec CODEC")
     code, source = None, str(Path(args.estimate or args.codec).resolve())
     if args.codec is not None:
-        import llmcodec_jax
-
-        code = room.codec_coder(llmcodec_jax.load_codec(args.codec))
+        code = room.codec_coder(_codec(args.codec))
     report = room.evaluate(
         room.match_folders(args.reference, args.estimate),
         Path(args.output),
@@ -79,19 +80,202 @@ def _reconstruction_parser(commands) -> None:
     parser.set_defaults(run=reconstruction)
 
 
+def token_lm(args: argparse.Namespace) -> None:
+    """Predictability of a codec's tokens, with what could have bought it beside it."""
+    from llmcodec_jax.evaluation import streams as reading
+    from llmcodec_jax.evaluation import token_lm as room
+    from llmcodec_jax.evaluation.reconstruction import codec_sample, write_json
+
+    fields = {f.name: getattr(args, f.name) for f in dataclasses.fields(room.Protocol)}
+    protocol = room.Protocol(**fields | {"seeds": tuple(range(args.seeds))})
+    sound = None
+    if args.reconstruction:
+        sound = json.loads(Path(args.reconstruction).read_text())["mean"]
+    if any(Path(args.codec).glob("**/*.npz")) and not args.data:
+        streams = reading.from_token_files(Path(args.codec), args.codebook_size)
+    else:
+        if args.data is None:
+            raise EvaluationError("--data: a codec needs a folder of clips to encode")
+        codec = _codec(args.codec)
+        streams = reading.from_codec(codec, Path(args.data))
+        sound = sound or codec_sample(codec, Path(args.data))
+    save = Path(args.save_lm) if args.save_lm else None
+    report = {"codec": str(args.codec)} | room.report(streams, protocol, args.lm, sound, save)
+    write_json(Path(args.output), report)
+    for flag in report["flags"]:
+        print(f"WARNING {flag}")
+    for title, part in (("small LM", report["small_lm"]), ("LoRA LM", report["pretrained_lm"])):
+        if part is not None:
+            value, spread = part["nats_per_token"]["mean"], part["nats_per_token"]["deviation"]
+            print(
+                f"{title}: {value:.4f} nats/token"
+                + (f" ± {spread:.4f} over {len(part['seeds'])} seeds" if spread else "")
+                + f", {part['bits_per_second']['mean']:.1f} bits/s,"
+                f" gain over unigram {part['gain_over_unigram']:.4f}"
+            )
+    unigram = report["unigram"]
+    print(f"unigram entropy {unigram['entropy']:.4f} nats, code use {unigram['effective']:.1%}")
+    print("reconstruction:", json.dumps(sound))
+
+
+def salmon(args: argparse.Namespace) -> None:
+    """Coherence accuracies of a language model over a codec's tokens."""
+    from llmcodec_jax.evaluation import audio_lm
+    from llmcodec_jax.evaluation import salmon as room
+    from llmcodec_jax.evaluation.reconstruction import write_json
+
+    codec = _codec(args.codec)
+    model = audio_lm.load(args.lm, codec.levels, args.begin_token)
+    if len(model.head) != codec.codebook_size * codec.levels:
+        raise EvaluationError(
+            f"{args.lm}: {len(model.head)} audio tokens, but the codec has "
+            f"{codec.codebook_size} x {codec.levels}; this LM belongs to another codec"
+        )
+    parts = room.find_parts(args.data)
+    parts = {name: pairs[: args.limit] for name, pairs in parts.items()}
+    report = room.evaluate(parts, codec, room.likelihood_of(model))
+    write_json(Path(args.output), report)
+    print("\n".join(room.table(report)))
+
+
+def suite(args: argparse.Namespace) -> None:
+    """A coherence suite with controls, made from a transcribed multi-speaker corpus."""
+    from llmcodec_jax import audio
+    from llmcodec_jax.data.sources import open_source
+    from llmcodec_jax.evaluation import suite as room
+
+    folder = Path(args.data.partition(":")[2] or args.data)
+    corpus = room.open_corpus(open_source(args.data), room.read_genders(folder))
+    noises = audio.find(args.noise) if args.noise else []
+    made = room.make(corpus, Path(args.output), args.pairs, args.seed, noises)
+    for name, pairs in made.items():
+        print(f"{name}: {pairs} pairs")
+
+
+def consistency(args: argparse.Namespace) -> None:
+    """Token edit distance under changes that do not alter the sound."""
+    from llmcodec_jax.evaluation import consistency as room
+    from llmcodec_jax.evaluation.reconstruction import write_json
+
+    report = room.evaluate(_codec(args.codec), Path(args.data), args.limit)
+    write_json(Path(args.output), report)
+    for name, value in report["mean"].items():
+        print(f"{name:14s} {value:.4f} ± {report['interval'][name] or 0:.4f}")
+
+
+def compare(args: argparse.Namespace) -> None:
+    """One page (and its data) of any number of codecs."""
+    from llmcodec_jax.evaluation import comparison as room
+    from llmcodec_jax.evaluation.reconstruction import write_json
+
+    codecs = {}
+    for name, _, files in (entry.partition("=") for entry in args.codecs):
+        if not files:
+            raise EvaluationError(f"{name}: expected NAME=report.json,token_lm.json,...")
+        codecs[name] = room.read([Path(file) for file in files.split(",")])
+    heard = {name: Path(folder) for name, _, folder in (a.partition("=") for a in args.audio)}
+    reference = Path(args.reference) if args.reference else None
+    output = Path(args.output)
+    print(room.write(output, codecs, reference, heard))
+    write_json(output.with_suffix(".json"), codecs)
+
+
+def _codec(path: str):
+    import llmcodec_jax
+
+    return llmcodec_jax.load_codec(path)
+
+
+def _token_lm_parser(commands) -> None:
+    from llmcodec_jax.evaluation.protocol import Protocol
+
+    parser = commands.add_parser(
+        "token_lm",
+        help="how predictable a codec's tokens are, under one protocol for all codecs",
+        description="Trains a small decoder LM from scratch on a codec's tokens (or on a folder "
+        "of .npz token files made elsewhere) with several seeds. Numbers compare only between "
+        "runs of the same protocol options on the same clips.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--codec", required=True, help="a codec, or a folder of .npz token files")
+    parser.add_argument("--data", help="folder of clips to encode (not needed for token files)")
+    parser.add_argument("--output", default="token_lm.json", help="where the report goes")
+    parser.add_argument("--codebook-size", type=int, help="of token files; else the largest code")
+    parser.add_argument("--lm", help="pretrained LM folder or .gguf to tune with LoRA as well")
+    parser.add_argument("--reconstruction", help="report.json to show beside token files")
+    parser.add_argument("--save-lm", help="folder to keep the first seed's small LM in")
+    parser.add_argument("--seeds", type=int, default=len(Protocol.seeds), help="how many seeds")
+    for field in dataclasses.fields(Protocol):
+        if field.name != "seeds":
+            option = "--" + field.name.replace("_", "-")
+            parser.add_argument(
+                option, type=type(field.default), default=field.default, help="protocol"
+            )
+    parser.set_defaults(run=token_lm)
+
+
+def _salmon_parsers(commands) -> None:
+    parser = commands.add_parser(
+        "salmon",
+        help="coherence: does an LM over the tokens prefer the coherent clip",
+        description="Reads SALMon's folder layout (PART/sample_INDEX_*.wav) and suites of the "
+        "`suite` command alike.",
+    )
+    parser.add_argument("--data", required=True, help="folder of parts")
+    parser.add_argument("--codec", required=True, help="the codec whose tokens the LM reads")
+    parser.add_argument(
+        "--lm", required=True, help="exported LM folder, or one of token_lm --save-lm"
+    )
+    parser.add_argument("--begin-token", type=int, help="id that opens sequences (default: BOS)")
+    parser.add_argument("--limit", type=int, help="pairs per part")
+    parser.add_argument("--output", default="salmon.json", help="default: salmon.json")
+    parser.set_defaults(run=salmon)
+    parser = commands.add_parser(
+        "suite",
+        help="make a coherence suite with controls from a speech corpus",
+        description="Parts: speaker, gender, background, room; each with a control. The same "
+        "corpus and seed give the same files.",
+    )
+    parser.add_argument("--data", required=True, help="librispeech:DIR, folder:DIR, ...")
+    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument("--pairs", type=int, default=100, help="per part (default: 100)")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--noise", help="folder of recorded backgrounds (default: generated ones)")
+    parser.set_defaults(run=suite)
+
+
+def _other_parsers(commands) -> None:
+    parser = commands.add_parser(
+        "consistency", help="token edit distance under shifts, noise, resampling, re-encoding"
+    )
+    parser.add_argument("--codec", required=True, help="run folder, converted folder or weights")
+    parser.add_argument("--data", required=True, help="folder of clips")
+    parser.add_argument("--limit", type=int, help="clips to use")
+    parser.add_argument("--output", default="consistency.json", help="default: consistency.json")
+    parser.set_defaults(run=consistency)
+    parser = commands.add_parser(
+        "compare", help="one self-contained page of any number of codecs' reports"
+    )
+    parser.add_argument("codecs", nargs="+", metavar="NAME=FILES", help="NAME=a.json,b.json")
+    parser.add_argument("--reference", help="folder of reference clips, to listen to")
+    parser.add_argument("--audio", nargs="*", default=[], metavar="NAME=DIR", help="coded clips")
+    parser.add_argument("--output", default="comparison.html", help="default: comparison.html")
+    parser.set_defaults(run=compare)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs one sub-command; returns the process's exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m llmcodec_jax.evaluate", description=__doc__.splitlines()[0]
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_reconstruction_parser,):
+    for add in (_reconstruction_parser, _token_lm_parser, _salmon_parsers, _other_parsers):
         add(commands)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         args.run(args)
-    except (AudioError, EvaluationError) as error:
+    except (AudioError, EvaluationError, TokenError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -126,16 +126,18 @@ def summarise(rows: list[dict]) -> dict:
         "items": items,
         "interval": _intervals(items.values()),
         "undefined": _undefined(items.values()),
-        "additional": {
-            "mean": _means(extra.values()),
-            "interval": _intervals(extra.values()),
-            "items": extra,
-        },
+        "additional": summarise_columns(extra.values()) | {"items": extra},
     }
     coded = [row for row in rows if row.get("codes") is not None]
     if coded:
         report["codes"] = {"seconds": sum(r["seconds"] for r in coded)} | _code_use(coded)
     return report
+
+
+def summarise_columns(rows: Iterable[dict[str, float | None]]) -> dict:
+    """{"mean", "interval"} of every named value over rows; null values take no part."""
+    rows = list(rows)
+    return {"mean": _means(rows), "interval": _intervals(rows)}
 
 
 def score_clip(clip: Clip, estimate: Coded | None, optional: tuple[str, ...]) -> dict:
@@ -178,6 +180,18 @@ def codec_coder(codec) -> Callable[[Path], Coded]:
         return Coded(audio.resample(made, codec.sample_rate, rate)[None], rate, np.asarray(codes))
 
     return code
+
+
+def codec_sample(codec, folder: Path, clips: int = 24) -> dict[str, float | None]:
+    """Mean metrics of a codec on clips spread evenly over a folder, in this process."""
+    paths = audio.find(folder)
+    chosen = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, clips).astype(int))]
+    code = codec_coder(codec)
+    rows = []
+    for path in tqdm(chosen, "reconstruction", unit="clip"):
+        row = score_clip(Clip(path.name, path, None), code(path), ())
+        rows.append(row["metrics"])
+    return _means(rows)
 
 
 def _estimate(clip: Clip, code: Callable[[Path], Coded] | None, keep: Path | None) -> Coded | None:

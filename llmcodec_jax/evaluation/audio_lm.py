@@ -1,0 +1,168 @@
+"""A decoder language model over audio codes: made small, or from a pretrained text model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from llmcodec_jax.lm import qwen3
+from llmcodec_jax.lm.config import LMConfig
+from llmcodec_jax.lm.load import load_lm
+from llmcodec_jax.lm.lora import LoRA, init_lora
+from llmcodec_jax.lm.tokenizer import TextTokenizer
+from llmcodec_jax.lm.vocab import audio_embedding_init, audio_head_init, read_audio_rows
+
+SAVED = "audio_lm.npz"
+LORA = {"rank": 64, "alpha": 128.0, "dropout": 0.05, "targets": r"(q|k|v|o|gate|up|down)_proj"}
+
+
+@flax.struct.dataclass
+class AudioLM:
+    """`body` reads a begin vector, then codes; the softmax runs over audio codes only."""
+
+    body: Any  # decoder parameters (lm.qwen3)
+    begin: jax.Array  # [H], fixed: the first position of every sequence
+    embedding: jax.Array  # float32 [levels * V, H]
+    head: jax.Array  # float32 [levels * V, H]
+    lora: LoRA | None
+    config: LMConfig = flax.struct.field(pytree_node=False)
+    levels: int = flax.struct.field(pytree_node=False, default=1)
+
+    def trainable(self) -> dict:
+        """What training moves: everything, or adapters and audio rows of a pretrained body."""
+        rows = {"embedding": self.embedding, "head": self.head}
+        if self.lora is not None:
+            return rows | {"lora": self.lora.weights}
+        return rows | {"body": self.body}
+
+    def with_trainable(self, values: dict) -> AudioLM:
+        """The same model with other trainable values."""
+        rows = {"embedding": values["embedding"], "head": values["head"]}
+        if self.lora is not None:
+            return self.replace(**rows, lora=self.lora.replace(weights=values["lora"]))
+        return self.replace(**rows, body=values["body"])
+
+
+def small(vocabulary: int, levels: int, width: int, layers: int, key: jax.Array) -> AudioLM:
+    """A fresh decoder; its body depends on the key alone, so every codec starts from the same."""
+    heads = max(width // 64, 1)
+    config = LMConfig(
+        vocab_size=1,  # its text table is the begin vector
+        width=width,
+        layers=layers,
+        heads=heads,
+        kv_heads=heads,
+        head_dim=width // heads,
+        ffn_width=3 * width,
+        qk_norm=True,
+        tied=True,
+    )
+    body_key, row_key = jax.random.split(key)
+    body = qwen3.init_params(config, body_key)
+    rows = 0.02 * jax.random.normal(row_key, (vocabulary, width))
+    return AudioLM(
+        body, body["embed"]["embedding"][0], rows, jnp.zeros_like(rows), None, config, levels
+    )
+
+
+def pretrained(path: str | Path, vocabulary: int, levels: int, key: jax.Array) -> AudioLM:
+    """A text model with LoRA on all linear layers and fresh audio rows.
+
+    The rows start from the text rows' distribution for every codec, never from rows that one
+    codec was trained with: that head start is what confounds published comparisons (SPEC 8).
+    """
+    config, body, tokenizer = load_lm(path, jnp.float32)
+    row_key, head_key, lora_key = jax.random.split(key, 3)
+    embedding = audio_embedding_init(body["embed"]["embedding"], vocabulary, row_key)
+    head = audio_head_init(body, embedding, head_key)
+    adapters = init_lora(body, lora_key, **LORA)
+    begin = qwen3.embed_text(body, jnp.asarray(begin_token(config, tokenizer)))
+    return AudioLM(body, begin, embedding, head, adapters, config, levels)
+
+
+def merged(path: str | Path, levels: int = 1, begin: int | None = None) -> AudioLM:
+    """A model folder whose vocabulary holds `<CODEC_i>` (`export --format hf`), as it is.
+
+    `begin`: id of the token that opened sequences in training, by default `begin_token`.
+    """
+    config, body, tokenizer = load_lm(path, jnp.float32)
+    embedding, head = read_audio_rows(path)
+    if begin is None:
+        begin = begin_token(config, tokenizer)
+    first = qwen3.embed_text(body, jnp.asarray(begin))
+    return AudioLM(body, first, embedding, head, None, config, levels)
+
+
+def begin_token(config: LMConfig, tokenizer: TextTokenizer | None) -> int:
+    """BOS where the model has one, else <|endoftext|>, else the first token."""
+    if config.bos_id is not None:
+        return config.bos_id
+    end = tokenizer.token_id("<|endoftext|>") if tokenizer is not None else None
+    return 0 if end is None else end
+
+
+def token_log_probs(
+    model: AudioLM, codes: jax.Array, lengths: jax.Array, dropout_key: jax.Array | None = None
+) -> jax.Array:
+    """Log-probability of every code given those before it, float32 [B, T].
+
+    codes int [B, T] with T a whole number of frames; values past lengths int [B] mean nothing.
+    At each position only the codes of its own level compete.
+    """
+    batch, length = codes.shape
+    begin = jnp.broadcast_to(model.begin, (batch, 1, model.begin.shape[-1]))
+    inputs = jnp.concatenate([begin, model.embedding[codes[:, :-1]].astype(begin.dtype)], axis=1)
+    hidden = qwen3.forward(
+        model.config,
+        model.body,
+        inputs,
+        lengths,
+        remat=model.lora is not None,
+        lora=model.lora,
+        dropout_key=dropout_key,
+    ).hidden
+    levels, size = model.levels, len(model.head) // model.levels
+    hidden = hidden.reshape(batch, length // levels, levels, -1).astype(jnp.float32)
+    logits = jnp.einsum("bfqh,qvh->bfqv", hidden, model.head.reshape(levels, size, -1))
+    chosen = (codes % size).reshape(batch, length // levels, levels, 1)
+    log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits), chosen, axis=-1)
+    return log_probs.reshape(batch, length)
+
+
+def save(path: str | Path, model: AudioLM) -> None:
+    """Writes a small model (no adapters) as `audio_lm.npz` in a folder, for `load`."""
+    flat = traverse_util.flatten_dict(model.body, sep="/")
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    arrays = {f"body/{name}": np.asarray(value) for name, value in flat.items()}
+    shape = json.dumps(dataclasses.asdict(model.config) | {"levels": model.levels})
+    np.savez(
+        path / SAVED,
+        embedding=np.asarray(model.embedding),
+        head=np.asarray(model.head),
+        begin=np.asarray(model.begin),
+        shape=shape,
+        **arrays,
+    )
+
+
+def load(path: str | Path, levels: int = 1, begin: int | None = None) -> AudioLM:
+    """A folder that `save` wrote, or a merged model folder."""
+    path = Path(path)
+    if not (path / SAVED).exists():
+        return merged(path, levels, begin)
+    with np.load(path / SAVED) as file:
+        shape = json.loads(str(file["shape"]))
+        body = {n.removeprefix("body/"): file[n] for n in file.files if n.startswith("body/")}
+        rows = {name: jnp.asarray(file[name]) for name in ("begin", "embedding", "head")}
+    saved_levels = shape.pop("levels")
+    body = jax.tree.map(jnp.asarray, traverse_util.unflatten_dict(body, sep="/"))
+    return AudioLM(body=body, **rows, lora=None, config=LMConfig(**shape), levels=saved_levels)

@@ -1,0 +1,221 @@
+"""How predictable are a codec's tokens? One protocol for every codec (SPEC 8).
+
+Every codec's language model takes the same number of steps on the same stretches of the same
+clips in the same order, from the same start, with a softmax over audio codes only. Several seeds
+give an interval; a development split picks the step, a test split gives the number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from llmcodec_jax.evaluation import audio_lm
+from llmcodec_jax.evaluation.audio_lm import AudioLM
+from llmcodec_jax.evaluation.protocol import Protocol
+from llmcodec_jax.evaluation.streams import Streams, flags, statistics_of
+
+
+@flax.struct.dataclass
+class Stretches:
+    """Fixed-size pieces of clips."""
+
+    codes: np.ndarray  # int32 [count, tokens]
+    lengths: np.ndarray  # int32 [count]
+
+
+def report(
+    streams: Streams,
+    protocol: Protocol,
+    lm: str | Path | None = None,
+    reconstruction: dict | None = None,
+    save: Path | None = None,
+) -> dict:
+    """The whole comparison of one codec: never a perplexity without what could have bought it.
+
+    `lm`: a pretrained text model to tune with LoRA under the same protocol. `reconstruction`:
+    mean metrics of the codec's audio. `save`: folder for the first seed's small model.
+    """
+    training, development, test = streams.split()
+    unigram = statistics_of(streams, training, test)
+    start = partial(
+        audio_lm.small, streams.vocabulary, streams.levels, protocol.width, protocol.layers
+    )
+    content = {
+        "protocol": dataclasses.asdict(protocol),
+        "stream": {
+            "codebook_size": streams.codebook_size,
+            "levels": streams.levels,
+            "tokens_per_second": streams.tokens_per_second,
+            "bits_per_second": streams.tokens_per_second * math.log2(streams.codebook_size),
+            "tokens": sum(map(len, streams.clips.values())),
+            "clips": [len(training), len(development), len(test)],
+        },
+        "unigram": unigram,
+        "small_lm": measure(streams, protocol, start, save),
+        "pretrained_lm": None,
+        "reconstruction": reconstruction,
+        "flags": flags(streams, unigram, reconstruction),
+    }
+    if lm is not None:
+        pretrained = partial(audio_lm.pretrained, lm, streams.vocabulary, streams.levels)
+        content["pretrained_lm"] = measure(streams, protocol, pretrained)
+    for part in (content["small_lm"], content["pretrained_lm"]):
+        if part is not None:
+            part["gain_over_unigram"] = unigram["nats"] - part["nats_per_token"]["mean"]
+    return content
+
+
+def measure(
+    streams: Streams,
+    protocol: Protocol,
+    make: Callable[[jax.Array], AudioLM],
+    save: Path | None = None,
+) -> dict:
+    """Trains `make(key)` once a seed -> nats per token, bits per second, their spread.
+
+    `make` builds the starting model from a key; the same key gives every codec the same start.
+    """
+    runs = []
+    for seed in protocol.seeds:
+        run, model = train(streams, protocol, make, seed)
+        if save is not None and not runs:
+            audio_lm.save(save, model)
+        runs.append(run)
+    nats = [run["nats"] for run in runs]
+    to_bits = streams.tokens_per_second / math.log(2)
+    return {
+        "nats_per_token": _spread(nats),
+        "bits_per_second": _spread([n * to_bits for n in nats]),
+        "seeds": runs,
+    }
+
+
+def train(
+    streams: Streams, protocol: Protocol, make: Callable[[jax.Array], AudioLM], seed: int
+) -> tuple[dict, AudioLM]:
+    """One seed: {"nats": on the test split, "development", "step": the best look, "curve"}."""
+    training, development, test = streams.split()
+    size = max(round(protocol.seconds * streams.frame_rate), 1) * streams.levels
+    held_out = [
+        held_out_stretches(streams, names, size, protocol.held_out_stretches)
+        for names in (development, test)
+    ]
+    key = jax.random.key(seed)
+    model = make(key)
+    rate = protocol.learning_rate if model.lora is None else protocol.lora_learning_rate
+    optimiser = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(
+            optax.warmup_cosine_decay_schedule(
+                0.0, rate, max(protocol.steps // 10, 1), protocol.steps
+            ),
+            weight_decay=protocol.weight_decay,
+        ),
+    )
+    values = model.trainable()
+    state = optimiser.init(values)
+    update = jax.jit(partial(_update, optimiser))
+    batches = training_stretches(streams, training, size, protocol, seed)
+    looks = np.unique(np.linspace(0, protocol.steps, protocol.evaluations + 1).round().astype(int))
+    curve, best, chosen = [], math.inf, values
+    for step in tqdm(range(protocol.steps + 1), f"token LM, seed {seed}", unit="step"):
+        if step in looks:
+            loss = nats(model.with_trainable(values), held_out[0], protocol.batch)
+            curve.append((int(step), loss))
+            if loss < best:
+                best, chosen = loss, values
+        if step < protocol.steps:
+            dropout_key = jax.random.fold_in(key, step)
+            values, state = update(model, values, state, next(batches), dropout_key)
+    model = model.with_trainable(chosen)
+    run = {
+        "seed": seed,
+        "nats": nats(model, held_out[1], protocol.batch),
+        "development": best,
+        "step": min(step for step, loss in curve if loss == best),
+        "curve": curve,
+    }
+    return run, model
+
+
+def _update(optimiser, model: AudioLM, values, state, batch: Stretches, key):
+    def loss(values):
+        current = model.with_trainable(values)
+        dropout_key = key if model.lora is not None else None
+        log_probs = audio_lm.token_log_probs(current, batch.codes, batch.lengths, dropout_key)
+        valid = jnp.arange(log_probs.shape[1]) < batch.lengths[:, None]
+        return -jnp.sum(log_probs * valid) / jnp.maximum(jnp.sum(valid), 1)
+
+    updates, state = optimiser.update(jax.grad(loss)(values), state, values)
+    return optax.apply_updates(values, updates), state
+
+
+def nats(model: AudioLM, stretches: Stretches, batch: int) -> float:
+    """Mean negative log-likelihood per token over all stretches."""
+    total = tokens = 0.0
+    for start in range(0, len(stretches.codes), batch):
+        codes = stretches.codes[start : start + batch]
+        lengths = stretches.lengths[start : start + batch]
+        missing = batch - len(codes)  # the last batch keeps the compiled shape
+        codes = np.pad(codes, ((0, missing), (0, 0)))
+        lengths = np.pad(lengths, (0, missing))
+        total += float(_summed_log_probs(model, codes, lengths))
+        tokens += lengths.sum()
+    return -total / float(tokens)
+
+
+@jax.jit
+def _summed_log_probs(model: AudioLM, codes, lengths):
+    log_probs = audio_lm.token_log_probs(model, codes, jnp.maximum(lengths, 1))
+    return jnp.sum(log_probs * (jnp.arange(codes.shape[1]) < lengths[:, None]))
+
+
+def training_stretches(
+    streams: Streams, names: Sequence[str], size: int, protocol: Protocol, seed: int
+):
+    """Endless batches: which clip and how far into it depends on the seed alone."""
+    generator = np.random.default_rng(seed)
+    while True:
+        picks = generator.integers(0, len(names), protocol.batch)
+        places = generator.random(protocol.batch)
+        rows = []
+        for pick, place in zip(picks, places, strict=True):
+            clip = streams.clips[names[pick]]
+            room = max(len(clip) - size, 0) // streams.levels
+            start = int(place * (room + 1)) * streams.levels
+            rows.append(clip[start : start + size])
+        yield _stacked(rows, size)
+
+
+def held_out_stretches(streams: Streams, names: Sequence[str], size: int, limit: int) -> Stretches:
+    """The clips cut end to end into stretches, at most `limit` of them."""
+    rows = [
+        clip[start : start + size]
+        for clip in (streams.clips[name] for name in names)
+        for start in range(0, len(clip), size)
+    ]
+    return _stacked(rows[:limit], size)
+
+
+def _stacked(rows: Sequence[np.ndarray], size: int) -> Stretches:
+    codes = np.zeros((len(rows), size), np.int32)
+    for target, row in zip(codes, rows, strict=True):
+        target[: len(row)] = row
+    return Stretches(codes, np.array([len(row) for row in rows], np.int32))
+
+
+def _spread(values: list[float]) -> dict:
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "deviation": deviation, "values": values}
