@@ -35,11 +35,12 @@ class Sizes(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One line of the table."""
+    """One line of the table; the times are None where it was only compiled."""
 
     name: str
     temporary: float  # MiB
-    seconds: float | None  # best of the repeats; None where it was only compiled
+    seconds: float | None  # best of the repeats, by the clock
+    processor: float | None  # best of the repeats, of all cores together
 
 
 def bridge_forms(sizes: Sizes) -> tuple[dict[str, Callable], tuple]:
@@ -101,29 +102,36 @@ FORMS = {"bridge": bridge_forms, "ftp": ftp_forms}
 
 
 def measure(name: str, sizes: Sizes, repeats: int = 3) -> Iterator[Row]:
-    """Compiles and, with `repeats` above 0, times each form: yields its row of the table."""
+    """Compiles both forms and, with `repeats` above 0, times them in turns: a row for each."""
     forms, inputs = FORMS[name](sizes)
-    for form, function in forms.items():
-        compiled = jax.jit(function).lower(*inputs).compile()
-        seconds = []
-        for index in range(repeats + 1 if repeats else 0):  # the first one only warms up
-            start = time.perf_counter()
-            jax.block_until_ready(compiled(*inputs))
+    compiled = {form: jax.jit(f).lower(*inputs).compile() for form, f in forms.items()}
+    clock: dict[str, list[float]] = {form: [] for form in forms}
+    processor: dict[str, list[float]] = {form: [] for form in forms}
+    for index in range(repeats + 1 if repeats else 0):  # the first one only warms up
+        for form, function in compiled.items():
+            start, busy = time.perf_counter(), time.process_time()
+            jax.block_until_ready(function(*inputs))
             if index:
-                seconds.append(time.perf_counter() - start)
-        temporary = compiled.memory_analysis().temp_size_in_bytes / 2**20
-        yield Row(f"{name}, {form}", temporary, min(seconds, default=None))
+                clock[form].append(time.perf_counter() - start)
+                processor[form].append(time.process_time() - busy)
+    for form, function in compiled.items():
+        temporary = function.memory_analysis().temp_size_in_bytes / 2**20
+        times = min(clock[form], default=None), min(processor[form], default=None)
+        yield Row(f"{name}, {form}", temporary, *times)
 
 
 def table(rows: list[Row]) -> str:
-    """Rows in pairs (plain, fused) -> a Markdown table with the ratios."""
-    lines = ["| | temporary memory | of plain | seconds | of plain |", "|---|---|---|---|---|"]
+    """Rows in pairs (plain, fused) -> a Markdown table, shares of the plain form in brackets.
+
+    Processor seconds say what a form costs even on a machine busy with other work; they mean
+    nothing on an accelerator.
+    """
+    lines = ["| | temporary memory, MiB | seconds | processor seconds |", "|---|---|---|---|"]
     for index, row in enumerate(rows):
         plain = rows[index - index % 2]
-        timed = row.seconds is not None
-        seconds = f"{row.seconds:.2f} | {row.seconds / plain.seconds:.2f}" if timed else "- | -"
-        share = row.temporary / plain.temporary
-        lines.append(f"| {row.name} | {row.temporary:,.0f} MiB | {share:.3f} | {seconds} |")
+        pairs = zip(row[1:], plain[1:], strict=True)
+        cells = ["-" if own is None else f"{own:,.2f} ({own / base:.2f})" for own, base in pairs]
+        lines.append(f"| {row.name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -143,11 +151,8 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"unknown benchmark {', '.join(sorted(unknown))}")
     sizes = Sizes(**options)
     rows = []
-    with tqdm(total=2 * len(names), unit="form") as bar:
-        for name in names:
-            for row in measure(name, sizes, repeats):
-                rows.append(row)
-                bar.update()
+    for name in tqdm(names, unit="benchmark"):
+        rows += measure(name, sizes, repeats)
     device = jax.devices()[0]
     print(f"{device.platform} ({device.device_kind}), {platform.machine()}, jax {jax.__version__}")
     print(", ".join(f"{field} {value}" for field, value in sizes._asdict().items()))

@@ -14,6 +14,7 @@ dtype of `params`; norms, rotary angles and the softmax in float32.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -207,6 +208,7 @@ def head_rows(config: LMConfig, params: Params) -> jax.Array:
     return params["embed"]["embedding"] if config.tied else params["lm_head"]["kernel"].T
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def hidden_states(config: LMConfig, params: Params, embeds, lengths=None) -> jax.Array:
     """All hidden states [L + 1, B, T, H] in Hugging Face order (the last after the norm).
 
@@ -216,6 +218,7 @@ def hidden_states(config: LMConfig, params: Params, embeds, lengths=None) -> jax
     return jnp.concatenate([inputs, normed[None]])
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def logits(config: LMConfig, params: Params, embeds, lengths=None) -> jax.Array:
     """embeds [B, T, H] -> text logits float32 [B, T, Vt]."""
     normed, _ = _run(config, params, embeds, lengths)
