@@ -14,6 +14,8 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from llmcodec_jax.blocks import over_blocks
 from llmcodec_jax.types import Losses
@@ -23,7 +25,12 @@ COLUMNS = 2048  # codes handled at once
 
 
 def ftp_loss(
-    hidden: jax.Array, heads: jax.Array, codes: jax.Array, frame_mask: jax.Array
+    hidden: jax.Array,
+    heads: jax.Array,
+    codes: jax.Array,
+    frame_mask: jax.Array,
+    mesh: Mesh | None = None,
+    batch_axes: tuple[str, ...] = ("data", "fsdp"),
 ) -> Losses:
     """Cross-entropy and accuracy of every horizon, as sums that add up over any split.
 
@@ -32,11 +39,16 @@ def ftp_loss(
     Returns "ftp/k" -> (sum of cross-entropy, valid frames) and "accuracy/ftp_k" -> (correct,
     valid frames) for k = 1..K; t counts where frames t and t + k - 1 both exist. The paper's
     loss is sum_k w_k * sum_k / count_k with w from `lm.heads.horizon_weights` and counts over
-    the whole batch. Gradients reach hidden and heads.
+    the whole batch. Gradients reach hidden and heads. With clips split over several devices,
+    name the `mesh` and its `batch_axes`: each device then adds up its own clips' gradient and
+    the devices exchange it once, not once for every block of frames.
     """
     horizons = heads.shape[0]
     labels, valid = future_labels(codes, frame_mask, horizons)
-    sums, correct = fused_linear_cross_entropy(hidden, heads, labels, valid)
+    fused = fused_linear_cross_entropy
+    if mesh is not None:
+        fused = _on_each_device(fused, mesh, batch_axes)
+    sums, correct = fused(hidden, heads, labels, valid)
     counts = valid.sum((1, 2)).astype(jnp.float32)
     losses: Losses = {}
     for k in range(horizons):
@@ -64,12 +76,28 @@ def fused_linear_cross_entropy(
     hidden [B, T, H], heads [K, V, H], labels int32 and valid bool [K, B, T] -> (sums float32
     [K] over valid frames, number correct float32 [K], without gradient). Products run in the
     dtype of `hidden`, softmax and accumulation in float32. `rows` bounds how many frames'
-    logits exist at once.
+    logits exist at once, on one device.
     """
     batch, frames, _ = hidden.shape
     pieces = max(1, round(batch * frames / rows))
     chunk = -(-frames // pieces)
     return _fused(min(chunk, frames), hidden, heads, labels, valid)
+
+
+def _on_each_device(fused, mesh: Mesh, axes: tuple[str, ...]):
+    """`fused` on each device's own clips; sums, and in the backward pass gradients, are added."""
+
+    def local(hidden, heads, labels, valid):
+        return jax.lax.psum(fused(hidden, heads, labels, valid), axes)
+
+    clips, labelled = P(axes), P(None, axes)
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(clips, P(), labelled, labelled),
+        out_specs=(P(), P()),
+        check_vma=False,  # the checker cannot follow a custom gradient's loop carries
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

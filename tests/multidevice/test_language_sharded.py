@@ -42,14 +42,17 @@ np.testing.assert_array_equal(one[0].text_hash, eight[0].text_hash)
 query, weight = jax.random.normal(keys[3], (8, 5, 6)), jax.random.normal(keys[4], (200, 6))
 rows, heads = jax.random.normal(keys[5], (200, 12)), jax.random.normal(keys[6], (3, 200, 12))
 labels = jax.random.randint(keys[7], (8, 5), 0, 200)
-def loss(query, weight, rows, heads, labels):
+def loss(query, weight, rows, heads, labels, mesh=None):
     out = bridge(query, weight, jnp.zeros(200), rows, keys[0], 0.5, mode="gumbel",
                  labels=labels, chunk=128)
-    ftp = ftp_loss(out.embeds, heads, labels, jnp.ones((8, 5), bool))
+    ftp = ftp_loss(out.embeds, heads, labels, jnp.ones((8, 5), bool), mesh, ("data",))
     return sum(ftp[f"ftp/{k}"][0] / ftp[f"ftp/{k}"][1] for k in (1, 2, 3)) + out.nll.mean()
 step = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3)))
 spread = step(split(query), weight, rows, heads, split(labels))
-same(step(query, weight, rows, heads, labels), spread)
+one = step(query, weight, rows, heads, labels)
+same(one, spread)
+own = jax.jit(jax.value_and_grad(lambda *args: loss(*args, mesh), (0, 1, 2, 3)))
+same(one, own(split(query), weight, rows, heads, split(labels)))
 
 # Loading: every device reads its own slices, and the identity is that of the whole.
 config, params = qwen3.load_qwen3(sys.argv[1], jnp.float32)
