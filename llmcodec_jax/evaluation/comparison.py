@@ -75,126 +75,119 @@ def _reconstruction(codecs: dict) -> str:
     reports = _with(codecs, "reconstruction")
     if not reports:
         return ""
-    header = ["codec", "clips", *(f"{m} {BETTER[m]}" for m in METRICS), "si-sdr ↑", "mcd ↓"]
-    rows = []
-    for name, report in reports.items():
-        extra = report["additional"]
-        cells = [
-            *((report["mean"].get(m), report["interval"].get(m)) for m in METRICS),
-            *((extra["mean"].get(m), extra["interval"].get(m)) for m in ("si_sdr", "mcd")),
-        ]
-        rows.append([name, len(report["items"]), *(_plus_minus(*cell) for cell in cells)])
-    parts = [page.table(header, rows)]
-    categories = sorted({c for r in reports.values() for c in r["categories"]})
-    rows = [
-        [
-            category,
-            name,
-            *(_plus_minus(report["categories"][category].get(m), None) for m in METRICS),
-        ]
-        for category in categories
-        for name, report in reports.items()
-        if category in report["categories"]
-    ]
-    if 1 < len(categories) <= 20:
-        parts.append(page.table(["category", "codec", *METRICS], rows))
+    rows = [["clips", *(len(r["items"]) for r in reports.values())]]
+    for metric in METRICS:
+        cells = [(r["mean"].get(metric), r["interval"].get(metric)) for r in reports.values()]
+        rows.append([f"{metric} {BETTER[metric]}", *(_plus_minus(*cell) for cell in cells)])
+    extra = [report["additional"] for report in reports.values()]
+    for metric in dict.fromkeys(name for r in extra for name in r["mean"]):
+        cells = [(r["mean"].get(metric), r["interval"].get(metric)) for r in extra]
+        rows.append([f"additional: {metric}", *(_plus_minus(*cell) for cell in cells)])
+    parts = [page.table(["", *reports], rows), _categories(reports)]
     for name, report in reports.items():
         for metric, reason in report["absent"].items():
             parts.append(page.paragraph(f"{name}: {metric} absent, {reason}", "note"))
         for metric, count in report["undefined"].items():
             note = f"{name}: {metric} is undefined on {count} clips, left out of its mean"
             parts.append(page.paragraph(note, "note"))
-    parts.append(
-        page.paragraph(
-            "mel to f0corr are Codec-SUPERB's metrics at each clip's own rate; "
-            "si-sdr and mcd (dB) are additional.",
-            "note",
-        )
-    )
-    return page.Markup("".join(parts))
+    note = "mel to f0corr are Codec-SUPERB's metrics at each clip's own rate; si_sdr, mcd in dB."
+    return page.Markup("".join(parts) + page.paragraph(note, "note"))
+
+
+def _categories(reports: dict[str, dict]) -> str:
+    names = sorted({c for r in reports.values() for c in r["categories"]})
+    if not 1 < len(names) <= 20:
+        return ""
+    rows = [
+        [
+            f"{category} · {codec}",
+            *(_plus_minus(report["categories"][category].get(m), None) for m in METRICS),
+        ]
+        for category in names
+        for codec, report in reports.items()
+        if category in report["categories"]
+    ]
+    return page.paragraph("By category") + page.table(["category · codec", *METRICS], rows)
 
 
 def _predictability(codecs: dict) -> str:
     reports = _with(codecs, "token_lm")
     if not reports:
         return ""
-    header = [
-        "codec",
-        "nats/token ↓",
-        "bits/s ↓",
-        "gain over unigram ↑",
-        "with tuned LM, nats/token ↓",
-        "unigram entropy",
-        "code use",
-        "ln V",
-        "coded bits/s",
-        "mel ↓",
-        "pesq ↑",
-        "stoi ↑",
+    rows = [
+        [label, *(show(report) for report in reports.values())]
+        for label, show in PREDICTABILITY.items()
     ]
-    rows, parts = [], []
+    parts = [page.table(["", *reports], rows)]
     for name, report in reports.items():
-        small, tuned, sound = (
-            report["small_lm"],
-            report["pretrained_lm"],
-            report["reconstruction"] or {},
-        )
-        rows.append(
-            [
-                name,
-                _plus_minus(small["nats_per_token"]["mean"], small["nats_per_token"]["deviation"]),
-                _plus_minus(
-                    small["bits_per_second"]["mean"], small["bits_per_second"]["deviation"]
-                ),
-                _plus_minus(small["gain_over_unigram"], None),
-                "–"
-                if tuned is None
-                else _plus_minus(
-                    tuned["nats_per_token"]["mean"], tuned["nats_per_token"]["deviation"]
-                ),
-                _plus_minus(report["unigram"]["entropy"], None),
-                f"{report['unigram']['effective']:.1%}",
-                _plus_minus(float(np.log(report["stream"]["codebook_size"])), None),
-                report["stream"]["bits_per_second"],
-                *(_plus_minus(sound.get(m), None) for m in ("mel", "pesq", "stoi")),
-            ]
-        )
         parts += [page.paragraph(f"{name}: {flag}", "warn") for flag in report["flags"]]
-    parts.insert(0, page.table(header, rows))
     protocols = {json.dumps(report["protocol"], sort_keys=True) for report in reports.values()}
     if len(protocols) > 1:
         parts.append(
             page.paragraph("These codecs ran under different protocols: not comparable.", "warn")
         )
-    parts.append(
-        page.paragraph(
-            "± is the standard deviation over seeds. Code use is exp(unigram entropy) as a share "
-            "of what a uniform stream of the same length would reach.",
-            "note",
-        )
+    note = (
+        "± is the standard deviation over seeds. Code use is exp(unigram entropy) as a share of "
+        "what a uniform stream of the same length would reach. A low perplexity means something "
+        "only where code use and reconstruction hold."
     )
+    parts.append(page.paragraph(note, "note"))
     caption = "Rate against distortion and against predictability"
     parts.append(page.picture(_rate_plots(reports), caption))
     return page.Markup("".join(parts))
 
 
+def _under_lm(part: str, measure: str) -> Callable[[dict], str]:
+    def show(report: dict) -> str:
+        if report[part] is None:
+            return "–"
+        value = report[part][measure]
+        if isinstance(value, dict):
+            return _plus_minus(value["mean"], value["deviation"])
+        return _plus_minus(value, None)
+
+    return show
+
+
+def _beside(metric: str) -> Callable[[dict], str]:
+    return lambda report: _plus_minus((report["reconstruction"] or {}).get(metric), None)
+
+
+PREDICTABILITY: dict[str, Callable[[dict], object]] = {
+    "small LM, nats per token ↓": _under_lm("small_lm", "nats_per_token"),
+    "small LM, bits per second ↓": _under_lm("small_lm", "bits_per_second"),
+    "small LM, gain over unigram ↑": _under_lm("small_lm", "gain_over_unigram"),
+    "tuned LM, nats per token ↓": _under_lm("pretrained_lm", "nats_per_token"),
+    "tuned LM, gain over unigram ↑": _under_lm("pretrained_lm", "gain_over_unigram"),
+    "unigram entropy, nats": lambda r: _plus_minus(r["unigram"]["entropy"], None),
+    "uniform (ln V), nats": lambda r: f"{np.log(r['stream']['codebook_size']):.3f}",
+    "code use": lambda r: f"{r['unigram']['effective']:.1%}",
+    "coded rate, bits per second": lambda r: r["stream"]["bits_per_second"],
+    "reconstruction: mel ↓": _beside("mel"),
+    "reconstruction: pesq ↑": _beside("pesq"),
+    "reconstruction: stoi ↑": _beside("stoi"),
+}
+
+
 def _rate_plots(reports: dict[str, dict]) -> Figure:
     """Coded rate against mel distance, and against the rate a language model needs."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="tight")
+    label = {"xytext": (0, 8), "textcoords": "offset points", "ha": "center"}
     for name, report in reports.items():
         rate = report["stream"]["bits_per_second"]
         modelled = report["small_lm"]["bits_per_second"]
         axes[1].errorbar(rate, modelled["mean"], yerr=modelled["deviation"], fmt="o", capsize=3)
-        axes[1].annotate(name, (rate, modelled["mean"]), xytext=(5, 5), textcoords="offset points")
+        axes[1].annotate(name, (rate, modelled["mean"]), **label)
         mel = (report["reconstruction"] or {}).get("mel")
         if mel is not None:
             axes[0].plot(rate, mel, "o")
-            axes[0].annotate(name, (rate, mel), xytext=(5, 5), textcoords="offset points")
+            axes[0].annotate(name, (rate, mel), **label)
     axes[0].set(xlabel="coded rate, bits per second", ylabel="mel distance (lower is better)")
     axes[1].set(xlabel="coded rate, bits per second", ylabel="bits per second under the LM")
     for axis in axes:
         axis.margins(0.25)
         axis.grid(alpha=0.3)
+        axis.set(xlim=(0, None), ylim=(0, None))
     return figure
 
 
@@ -228,11 +221,17 @@ def _consistency(codecs: dict) -> str:
         return ""
     changes = dict.fromkeys(change for report in reports.values() for change in report["mean"])
     rows = [
-        [name, *(_plus_minus(r["mean"].get(c), r["interval"].get(c)) for c in changes)]
-        for name, r in reports.items()
+        [
+            change,
+            *(
+                _plus_minus(r["mean"].get(change), r["interval"].get(change))
+                for r in reports.values()
+            ),
+        ]
+        for change in changes
     ]
     note = "Token edit distance per token after a change that does not alter the sound; 0 is best."
-    return page.Markup(page.table(["codec", *changes], rows) + page.paragraph(note, "note"))
+    return page.Markup(page.table(["change", *reports], rows) + page.paragraph(note, "note"))
 
 
 def _listening(reference: Path, heard: dict[str, Path], count: int = 4) -> str:

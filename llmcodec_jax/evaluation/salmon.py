@@ -49,7 +49,9 @@ def find_parts(folder: str | Path) -> dict[str, list[tuple[Path, Path]]]:
 
 
 def _official_first(name: str) -> tuple:
-    return (name not in OFFICIAL, name)
+    """Official parts in their order, then others; a control right after its part."""
+    part = name.removesuffix("_control")
+    return (part not in OFFICIAL, part, name)
 
 
 def _pairs(part: Path) -> list[tuple[Path, Path]]:

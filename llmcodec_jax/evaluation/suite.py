@@ -20,7 +20,8 @@ from llmcodec_jax.data.records import Source, stable_hash
 from llmcodec_jax.evaluation.reconstruction import EvaluationError
 
 RATE = 16000  # Hz, of the suite
-PAUSE = 0.12  # seconds of near-silence left at a join of two utterances
+MARGIN = 0.06  # seconds of its own quiet left around an utterance
+JUMP = 0.05  # seconds that a control's splice leaves out at the quietest moment
 FADE = 0.01  # seconds of cross-fade at every splice
 LONGEST = 5.0  # seconds of one utterance
 
@@ -135,7 +136,7 @@ def _voice_change(other: Callable[[Utterance, Utterance], bool]):
             lead = corpus.load(first)
             return (
                 *_equally_long(join(lead, corpus.load(second)), join(lead, corpus.load(stranger))),
-                *_equally_long(lead, join(*_halves(lead))),
+                *_equally_long(lead, join(*_around(lead, _quietest(lead)))),
             )
         return None
 
@@ -230,12 +231,15 @@ PARTS = {
 
 
 def join(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Two utterances after each other with a short pause, both faded into it."""
-    fade = np.linspace(0, 1, int(FADE * RATE))
-    first, second = first.copy(), second.copy()
-    first[-len(fade) :] *= fade[::-1]
-    second[: len(fade)] *= fade
-    return np.concatenate([first, np.zeros(int(PAUSE * RATE)), second])
+    """Two utterances after each other, cross-faded where both are quiet.
+
+    No digital silence is put between them: it would be a token of its own, and any model that
+    happens to like or dislike that token would seem to hear the change.
+    """
+    samples = int(FADE * RATE)
+    share = np.linspace(0, 1, samples)
+    overlap = (1 - share) * first[-samples:] + share * second[:samples]
+    return np.concatenate([first[:-samples], overlap, second[samples:]])
 
 
 def cross_fade(first: np.ndarray, second: np.ndarray, place: int) -> np.ndarray:
@@ -261,9 +265,10 @@ def _equally_long(*clips: np.ndarray) -> list[np.ndarray]:
     return [clip[:samples] for clip in clips]
 
 
-def _halves(wav: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    place = _quietest(wav)
-    return wav[:place], wav[place:]
+def _around(wav: np.ndarray, place: int) -> tuple[np.ndarray, np.ndarray]:
+    """What comes before and after a short gap at `place`."""
+    half = int(JUMP * RATE) // 2
+    return wav[: place - half], wav[place + half :]
 
 
 def _quietest(wav: np.ndarray) -> int:
@@ -275,6 +280,7 @@ def _quietest(wav: np.ndarray) -> int:
 
 
 def _trim(wav: np.ndarray) -> np.ndarray:
-    """Cuts what is 40 dB below the peak at both ends."""
+    """Cuts what is 40 dB below the peak at both ends, but for a margin."""
     loud = np.flatnonzero(np.abs(wav) > 0.01 * np.abs(wav).max())
-    return wav[loud[0] : loud[-1] + 1] if len(loud) else wav
+    margin = int(MARGIN * RATE)
+    return wav[max(loud[0] - margin, 0) : loud[-1] + margin] if len(loud) else wav

@@ -8,10 +8,10 @@ give an interval; a development split picks the step, a test split gives the num
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import flax.struct
@@ -49,7 +49,7 @@ def report(
     """
     training, development, test = streams.split()
     unigram = statistics_of(streams, training, test)
-    start = partial(
+    start = functools.partial(
         audio_lm.small, streams.vocabulary, streams.levels, protocol.width, protocol.layers
     )
     content = {
@@ -69,7 +69,7 @@ def report(
         "flags": flags(streams, unigram, reconstruction),
     }
     if lm is not None:
-        pretrained = partial(audio_lm.pretrained, lm, streams.vocabulary, streams.levels)
+        pretrained = functools.partial(audio_lm.pretrained, lm, streams.vocabulary, streams.levels)
         content["pretrained_lm"] = measure(streams, protocol, pretrained)
     for part in (content["small_lm"], content["pretrained_lm"]):
         if part is not None:
@@ -114,19 +114,9 @@ def train(
     ]
     key = jax.random.key(seed)
     model = make(key)
-    rate = protocol.learning_rate if model.lora is None else protocol.lora_learning_rate
-    optimiser = optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.adamw(
-            optax.warmup_cosine_decay_schedule(
-                0.0, rate, max(protocol.steps // 10, 1), protocol.steps
-            ),
-            weight_decay=protocol.weight_decay,
-        ),
-    )
+    optimiser, update = _optimiser(protocol, model.lora is not None)
     values = model.trainable()
     state = optimiser.init(values)
-    update = jax.jit(partial(_update, optimiser))
     batches = training_stretches(streams, training, size, protocol, seed)
     looks = np.unique(np.linspace(0, protocol.steps, protocol.evaluations + 1).round().astype(int))
     curve, best, chosen = [], math.inf, values
@@ -148,6 +138,20 @@ def train(
         "curve": curve,
     }
     return run, model
+
+
+@functools.cache
+def _optimiser(protocol: Protocol, tuned: bool):
+    """The optimiser and its compiled update, shared by all seeds."""
+    rate = protocol.lora_learning_rate if tuned else protocol.learning_rate
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, rate, max(protocol.steps // 10, 1), protocol.steps
+    )
+    optimiser = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(schedule, weight_decay=protocol.weight_decay),
+    )
+    return optimiser, jax.jit(functools.partial(_update, optimiser))
 
 
 def _update(optimiser, model: AudioLM, values, state, batch: Stretches, key):

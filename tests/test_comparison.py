@@ -1,0 +1,97 @@
+import json
+
+import numpy as np
+import pytest
+
+from llmcodec_jax import audio, evaluate
+from llmcodec_jax.evaluation import reconstruction
+
+
+def _reports(folder, flags=()):
+    """One report of every kind, small."""
+    rows = [
+        {
+            "name": f"{kind}/{i}.wav",
+            "seconds": 1.0,
+            "metrics": {"mel": 0.5 + i, "stft": 1.0, "waveform": 0.1, "pesq": None, "stoi": 0.9},
+            "additional": {"si_sdr": 3.0, "mcd": 4.0},
+        }
+        for kind in ("speech", "music")
+        for i in range(2)
+    ]
+    score = {"accuracy": 0.75, "interval": [0.6, 0.9]}
+    spread = {"mean": 5.0, "deviation": 0.1, "values": [5.0]}
+    lm = {"nats_per_token": spread, "bits_per_second": spread, "gain_over_unigram": 1.25}
+    reports = {
+        "reconstruction": reconstruction.summarise(rows) | {"absent": {"f0corr": "no parselmouth"}},
+        "token_lm": {
+            "protocol": {"steps": 3},
+            "stream": {"codebook_size": 512, "bits_per_second": 450.0},
+            "unigram": {"entropy": 6.0, "effective": 0.8},
+            "small_lm": lm,
+            "pretrained_lm": None,
+            "reconstruction": {"mel": 0.7123},
+            "flags": list(flags),
+        },
+        "salmon": {
+            "parts": {"gender_consistency": {"pairs": 9, "summed": score, "normalised": score}}
+        },
+        "consistency": {"mean": {"reencoded": 0.3}, "interval": {"reencoded": None}},
+    }
+    folder.mkdir()
+    for name, report in reports.items():
+        reconstruction.write_json(folder / f"{name}.json", report)
+    return ",".join(str(folder / f"{name}.json") for name in reports)
+
+
+def test_page_shows_everything_and_needs_nothing(tmp_path):
+    wav = 0.1 * np.sin(np.arange(8000) / 9)
+    for side in ("reference", "one", "two"):
+        audio.write(tmp_path / side / "speech" / "0.wav", wav, 16000)
+    output = tmp_path / "page.html"
+    command = [
+        "compare",
+        f"first={_reports(tmp_path / 'a')}",
+        f"second={_reports(tmp_path / 'b', ['collapsed: uses 3 of 512 codes'])}",
+        f"--reference={tmp_path / 'reference'}",
+        f"--output={output}",
+        "--audio",
+        f"first={tmp_path / 'one'}",
+        f"second={tmp_path / 'two'}",
+    ]
+    assert evaluate.main(command) == 0
+    page = output.read_text()
+    for heading in ("Reconstruction", "Token predictability", "Coherence", "Consistency"):
+        assert f"<h2>{heading}</h2>" in page
+    for shown in (
+        "first",
+        "second",
+        "pesq is undefined on 4 clips",
+        "f0corr absent, no parselmouth",
+        "collapsed: uses 3 of 512 codes",
+        "unigram entropy",
+        "code use",
+        "0.712",
+        "75.0% [60%–90%]",
+        "5.000 ± 0.100",
+    ):
+        assert shown in page, shown
+    assert page.count("<audio") == 3
+    assert "http" not in page
+    assert "<script" not in page
+    assert set(json.loads(output.with_suffix(".json").read_text())) == {"first", "second"}
+
+
+def test_unknown_reports_are_refused(tmp_path, capsys):
+    (tmp_path / "x.json").write_text('{"something": 1}')
+    assert evaluate.main(["compare", f"a={tmp_path / 'x.json'}"]) == 2
+    assert "x.json" in capsys.readouterr().err
+    assert evaluate.main(["compare", "justaname"]) == 2
+
+
+@pytest.mark.parametrize("value", [None, 1.5])
+def test_json_stays_strict(tmp_path, value):
+    reconstruction.write_json(tmp_path / "a.json", {"x": value})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": value}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        reconstruction.write_json(tmp_path / "a.json", {"x": float("nan")})
