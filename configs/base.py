@@ -90,8 +90,8 @@ def lm() -> ConfigDict:
     c.smoothing = 0.1  # label smoothing of the contrastive loss
     c.dtype = "bfloat16"  # of the frozen weights
     c.remat = True  # recompute layers in the backward pass
-    # The architecture, so that a run can be compiled without weights (compile_check); must agree
-    # with what `path` holds. Leave it empty to take whatever `path` holds.
+    # The architecture, so that a run can be compiled without weights (compile_check). Training
+    # takes what `path` holds and warns of a difference.
     c.config = ConfigDict()
     c.config.vocab_size = 151_936
     c.config.width = 2560
@@ -178,6 +178,7 @@ def data() -> ConfigDict:
     c.max_text = 128  # tokens; longer transcripts are left out
     c.text_policy = "aligned"  # text of whole clips and of words inside a crop; "transcript"
     #                            pairs the whole text with any crop, as published
+    c.alignments = ""  # folder of LibriSpeech word times (*.alignment.txt): crops keep their words
     c.min_seconds = 0.3  # shorter clips are skipped
     c.silence_peak = 1e-3  # quieter clips are skipped
     c.workers = 0  # loader processes; 0 uses threads

@@ -49,6 +49,7 @@ def get_config() -> ConfigDict:
 
     c.training.train_norm = True
     c.training.revive_every = 10
+    c.training.revive_below = 0.5
 
     adam = dict(optimizer="adamw", learning_rate=1e-3, b1=0.8, b2=0.99, weight_decay=1e-4)
     for name in ("encoder", "decoder"):
@@ -59,6 +60,7 @@ def get_config() -> ConfigDict:
     c.optim.groups.discriminators.learning_rate = 3e-4
 
     c.data.sources = ("embedded",)
+    c.data.eval_fraction = 0.05
     c.data.batch_size = 4
     c.data.clip_seconds = 2.0
     c.data.eval_batch_size = 4

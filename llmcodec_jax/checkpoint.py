@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 STATE_FIELDS = re.compile(
     r"seed|codec\.(?!dtype|remat).*|discriminators\.(?!dtype|loss|r1_every).*"
-    r"|lm\.(path|horizons|bank|config\..*)|bridge\.logits"
+    r"|lm\.(horizons|bank|config\..*)|bridge\.logits"
     r"|optim\.groups\..*\.(pattern|optimizer)|data\.(?!workers|prefetch|eval_).*"
 )
 """Config fields that shape the state or the data order: a run cannot resume across a change."""
@@ -140,7 +140,7 @@ class Checkpoints:
         return self._manager.restore(step, args=ocp.args.Composite(**items))
 
     def _set_aside(self, step: int, error: Exception):
-        """Moves an unreadable checkpoint out of the numbered series, so that it can be saved anew."""
+        """Moves an unreadable checkpoint out of the series, so that its step can be saved anew."""
         logger.warning(
             "checkpoint %s is unreadable (%s); using the one before",
             self.folder / str(step),

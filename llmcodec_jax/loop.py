@@ -87,11 +87,21 @@ def train(run: Run, state, batches) -> bool:
     """
     total, log = run.method.schedule.total_steps, run.log
     start = step = int(state.step)
-    steps, previous, mel = Steps(run), None, float("inf")
+    steps, pending, mel = Steps(run), None, float("inf")
     clock = Clock(run, start)
+
+    def settle(pending):
+        """Reads a finished step's report, one step late, so that the device never waits."""
+        if pending:
+            check_finite(run.method, *pending)
+            if pending[0] % log.every == 0 or pending[0] + 1 == total:
+                write_row(run, *pending, clock.rates(pending[0] + 1, steps.flops))
+
     with Interrupted() as interrupted:
         while True:
             finished = step >= total
+            if finished or interrupted.name or step % log.eval_every == 0:
+                pending = settle(pending)
             if finished or step % log.eval_every == 0:
                 mel = look(run, state, step)
                 clock.pause(step)
@@ -102,16 +112,9 @@ def train(run: Run, state, batches) -> bool:
             if finished or interrupted.name:
                 break
             state, report = steps(run.method.phase(step), state, next(batches))
-            if previous:  # read one step late, so that the device is never waited for
-                check_finite(run.method, *previous)
-                if previous[0] % log.every == 0:
-                    write_row(run, *previous, clock.rates(step, steps.flops))
-            previous = (step, report)
+            settle(pending)
+            pending = (step, report)
             step += 1
-        if previous:
-            check_finite(run.method, *previous)
-            if finished or previous[0] % log.every == 0:
-                write_row(run, *previous, clock.rates(step, steps.flops))
     if interrupted.name:
         logger.info("%s: saved step %d; the same command resumes", interrupted.name, step)
     return finished

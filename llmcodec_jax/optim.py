@@ -59,9 +59,8 @@ def assign(params, groups: tuple[Group, ...]):
     labels = jax.tree_util.tree_map_with_path(owner, params)
     problems += [f"  group {g!r} claims no parameter" for g in patterns if not used[g]]
     if problems:
-        raise ValueError(
-            "optimiser groups must cover every parameter once:\n" + "\n".join(problems)
-        )
+        shown = problems[:20] + [f"  ... and {len(problems) - 20} more"] * (len(problems) > 20)
+        raise ValueError("optimiser groups must cover every parameter once:\n" + "\n".join(shown))
     return labels
 
 
@@ -79,8 +78,8 @@ def _from_start(inner, group: Group, schedule: Schedule) -> optax.GradientTransf
 
     def update(updates, state, params=None, *, step, **_):
         moved, new_state = inner.update(updates, state, params)
-        started = step >= begin
-        rate = group.rate(step, schedule)
+        # Scalars shared by all leaves are computed once, not inside every leaf's kernel.
+        started, rate = jax.lax.optimization_barrier((step >= begin, group.rate(step, schedule)))
         moved = jax.tree.map(lambda u: jnp.where(started, -rate * u, 0).astype(u.dtype), moved)
         kept = jax.tree.map(lambda new, old: jnp.where(started, new, old), new_state, state)
         return moved, kept

@@ -171,7 +171,8 @@ def train_step(
     if gradients.text is not None:
         bank = enqueue(bank, *gradients.text)
     share = state.code_share * CODE_SHARE_DECAY + gradients.histogram * (1 - CODE_SHARE_DECAY)
-    ok = metrics.finite((report, sizes))
+    # One scalar for all leaves: behind a barrier, lest it be computed again in each leaf's kernel.
+    ok = jax.lax.optimization_barrier(metrics.finite((report, sizes)))
     proposed = state.replace(
         params=params,
         batch_stats=batch_stats,

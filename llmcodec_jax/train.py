@@ -44,9 +44,8 @@ def load_language_model(config, mesh):
     )
     for name, value in config.lm.config.items():
         if getattr(lm_config, name) != value:
-            raise ValueError(
-                f"lm.config.{name} is {value!r} but {path} holds {getattr(lm_config, name)!r}"
-            )
+            held = getattr(lm_config, name)
+            logger.warning("lm.config.%s is %r but %s holds %r, used", name, value, path, held)
     return lm_config, params, tokenizer, digest(params)
 
 

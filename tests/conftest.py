@@ -1,0 +1,82 @@
+"""Fixtures for the whole suite: a tiny language model on disk and speech-like audio of our own."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+# Compilation dominates these tests: programs that occur twice, in subprocesses too, are kept.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="llmcodec-xla-"))
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from llmcodec_jax import audio
+from llmcodec_jax.lm.config import LMConfig, to_huggingface
+from llmcodec_jax.lm.qwen3 import init_params
+from llmcodec_jax.lm.weights import unstacked
+
+RATE = 16_000
+WORDS = "one two three four five six seven eight nine ten call door open close the a".split()
+
+
+def tiny_lm_config(layers: int = 4) -> LMConfig:
+    """A Qwen3 of a few thousand parameters."""
+    return LMConfig(
+        vocab_size=64,
+        width=32,
+        layers=layers,
+        heads=4,
+        kv_heads=2,
+        head_dim=8,
+        ffn_width=48,
+        qk_norm=True,
+        tied=True,
+    )
+
+
+def babble(seconds: float, seed: int, rate: int = RATE) -> np.ndarray:
+    """Voiced-like sound: a gliding buzz under a syllable-like envelope, with a little noise."""
+    rng = np.random.default_rng(seed)
+    time = np.arange(round(seconds * rate)) / rate
+    pitch = rng.uniform(90, 220) * (1 + 0.2 * np.sin(2 * np.pi * rng.uniform(0.5, 2) * time))
+    phase = 2 * np.pi * np.cumsum(pitch) / rate
+    buzz = sum(np.sin(k * phase) / k for k in range(1, 12))
+    envelope = 0.15 + np.clip(np.sin(2 * np.pi * rng.uniform(2, 5) * time + seed), 0, 1)
+    wav = 0.15 * buzz * envelope + 0.005 * rng.normal(size=len(time))
+    return np.clip(wav, -1, 1).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def tiny_lm(tmp_path_factory) -> Path:
+    """A Hugging Face folder: random weights, config and a word tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny-lm")
+    config = tiny_lm_config()
+    params = init_params(config, jax.random.key(1), jnp.float32)
+    save_file(dict(unstacked(params)), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(to_huggingface(config, "float32")))
+    vocabulary = {word: index for index, word in enumerate(["<unk>", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def speech(tmp_path_factory) -> Path:
+    """Twenty-four clips of 0.4 to 1.6 s with texts, in LibriSpeech's layout."""
+    folder = tmp_path_factory.mktemp("speech")
+    rng = np.random.default_rng(0)
+    for speaker in (1, 2):
+        lines = []
+        for number in range(12):
+            name = f"{speaker}-1-{number:04d}"
+            wav = babble(rng.uniform(0.4, 1.6), 100 * speaker + number)
+            audio.write(folder / str(speaker) / "1" / f"{name}.flac", wav, RATE)
+            lines.append(f"{name} {' '.join(rng.choice(WORDS, 4))}\n")
+        (folder / str(speaker) / "1" / f"{speaker}-1.trans.txt").write_text("".join(lines))
+    return folder

@@ -1,0 +1,173 @@
+"""Real runs of the trainer on audio of our own: every phase, interruption, the command line."""
+
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import llmcodec_jax
+from configs import base
+from llmcodec_jax import loop, train
+from llmcodec_jax.interop.torch_auv import load_auv_variables
+from tests.conftest import babble
+
+STEPS = 10
+
+
+def shrunk(config, tiny_lm, speech):
+    """configs/base.py with nothing changed but sizes and places."""
+    c = config.get_config()
+    c.total_steps = STEPS
+    c.init = ""
+    c.codec.update(width=64, encoder_layers=1, decoder_layers=1, codebook_size=64, dtype="float32")
+    c.discriminators.update(
+        periods=(2,), period_channels=(4, 8), scales=1, scale_channels=(4, 8), dtype="float32"
+    )
+    c.lm.update(path=str(tiny_lm), begin_token=0, horizons=2, bank=4, dtype="float32")
+    c.data.update(
+        sources=(f"librispeech:{speech}",),
+        batch_size=2,
+        eval_batch_size=2,
+        eval_fraction=0.2,
+        clip_seconds=1.0,
+        max_text=8,
+    )
+    c.log.update(every=1, eval_every=5, eval_clips=3, listen=2, checkpoint_every=4)
+    return c
+
+
+def rows(workdir) -> list[dict]:
+    """metrics.jsonl without what depends on the clock."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [
+        {k: v for k, v in json.loads(line).items() if not k.startswith("speed/")} for line in lines
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_lm, speech):
+    """An undisturbed run of the paper's config, shrunk."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    assert train.run(shrunk(base, tiny_lm, speech), workdir) == 0
+    return workdir
+
+
+def test_base_config_shrunk_goes_through_every_phase(finished):
+    steps = [row for row in rows(finished) if "loss/mel" in row]
+    assert [row["step"] for row in steps] == list(range(STEPS))
+    assert all(row["skipped"] == 0 for row in steps)
+    frozen, moving = steps[:4], steps[4:]
+    assert all(row["grad_norm/encoder"] == 0 for row in frozen)
+    assert all(row["grad_norm/encoder"] > 0 for row in moving)
+    assert all(row["grad_norm/ftp_heads"] > 0 and "loss/discriminator" in row for row in steps)
+    assert frozen[-1]["weighted/adversarial"] == 0
+    assert moving[0]["weighted/adversarial"] != 0
+    assert steps[4]["weighted/sa_cosine"] == 0
+    assert steps[5]["weighted/sa_cosine"] > 0
+    assert steps[0]["schedule/temperature"] == 1
+    assert steps[-1]["lr/encoder"] < steps[6]["lr/encoder"]
+
+
+def test_evaluations_are_on_the_same_clips_and_complete(finished):
+    evaluations = [row for row in rows(finished) if "eval/mel" in row]
+    assert [row["step"] for row in evaluations] == [0, 5, 10]
+    wanted = {"mel", "stft", "vq", "code_usage", "code_entropy", "accuracy/bridge"}
+    wanted |= {"accuracy/ftp_1", "accuracy/ftp_2", "accuracy/retrieval"}
+    assert wanted <= {name.removeprefix("eval/") for name in evaluations[-1]}
+    first = finished / "heldout" / "0000000" / "reference-0.flac"
+    last = finished / "heldout" / "0000010" / "reference-0.flac"
+    assert first.read_bytes() == last.read_bytes()
+
+
+def test_the_report_is_one_self_contained_file(finished):
+    page = (finished / "report.html").read_text()
+    assert page.count("<audio") == 6  # two clips: original, first and last reconstruction
+    assert page.count("data:image/png") >= 4
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+
+
+def test_the_runs_codec_loads_and_codes(finished):
+    codec = llmcodec_jax.load_codec(str(finished))
+    codes = codec.encode(babble(0.7, 5), 16_000)
+    assert codes.shape == (35,)
+    assert codec.decode(codes).shape == (35 * 320,)
+
+
+class InterruptAt:
+    """Sends this process a real signal once a step has been looked at."""
+
+    def __init__(self, monkeypatch, step: int):
+        self._check = loop.check_finite
+        self._step = step
+        monkeypatch.setattr(loop, "check_finite", self)
+
+    def __call__(self, method, step, report):
+        if step == self._step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        self._check(method, step, report)
+
+
+def test_interrupted_and_resumed_equals_undisturbed(
+    finished, tmp_path, tiny_lm, speech, monkeypatch
+):
+    """To the last bit, and with another number of loader workers after the interruption."""
+    config = shrunk(base, tiny_lm, speech)
+    with monkeypatch.context() as patched:
+        InterruptAt(patched, 5)
+        assert train.run(config, tmp_path) == 0
+    assert max(row["step"] for row in rows(tmp_path)) < STEPS - 1
+    config.data.workers = 1
+    assert train.run(config, tmp_path) == 0
+    assert rows(tmp_path) == rows(finished)
+    whole, resumed = (load_auv_variables(str(p))[1] for p in (finished, tmp_path))
+    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+
+
+def test_running_a_finished_run_again_only_reports(finished, tiny_lm, speech):
+    before = rows(finished)
+    assert train.run(shrunk(base, tiny_lm, speech), finished) == 0
+    assert rows(finished) == before
+
+
+def test_a_run_of_bad_steps_stops_with_the_names_of_the_losses(caplog):
+    class Patient:
+        max_bad_steps = 3
+
+    report = {"bad_streak": np.int32(2), "loss/mel": np.nan, "loss/vq": 1.0}
+    with caplog.at_level(logging.WARNING, "llmcodec_jax"):
+        loop.check_finite(Patient, 7, report)
+    assert "step 7 skipped, not finite: loss/mel" in caplog.text
+    with pytest.raises(loop.NonFiniteError, match=r"3 steps in a row.*loss/mel"):
+        loop.check_finite(Patient, 8, report | {"bad_streak": np.int32(3)})
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "llmcodec_jax.train", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.total_stepz=3", 'Did you mean "total_steps"'),
+        ("--config.codec.widht=3", 'Did you mean "width"'),
+        ("--config.total_steps=many", "--config.total_steps=many"),
+    ],
+)
+def test_a_mistyped_field_is_one_clear_line(argument, message):
+    result = command("--config", "configs/quickstart.py", argument)
+    assert result.returncode != 0
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
