@@ -84,11 +84,14 @@ class File:
             rope_theta=float(self.field(f"{family}.rope.freq_base", 10000.0)),
             norm_eps=float(self.field(f"{family}.attention.layer_norm_rms_epsilon")),
             family=family,
-            bos_id=self.field("tokenizer.ggml.bos_token_id", -1) if self._has_bos() else None,
+            bos_id=self._optional("tokenizer.ggml.bos_token_id"),
+            eos_id=self._optional("tokenizer.ggml.eos_token_id"),
+            max_positions=self.field(f"{family}.context_length", 32768),
         )
 
-    def _has_bos(self) -> bool:
-        return "tokenizer.ggml.bos_token_id" in self._reader.fields
+    def _optional(self, key: str) -> Any:
+        """One metadata value, or None."""
+        return self.field(key) if key in self._reader.fields else None
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         """Part `index` of a tensor, float32. The latest tensor stays dequantised."""
@@ -123,7 +126,8 @@ class File:
         kinds = self.field("tokenizer.ggml.token_type")
         marks = [t for t, kind in zip(tokens, kinds, strict=True) if kind == CONTROL]
         tokenizer.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in marks])
-        return TextTokenizer(tokenizer)
+        template = self._optional("tokenizer.chat_template")
+        return TextTokenizer(tokenizer, {"chat_template": template} if template else {})
 
     def _splitter(self, kind: str) -> pre_tokenizers.PreTokenizer:
         """How text is cut before merging: the rule named by `tokenizer.ggml.pre`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -176,10 +175,3 @@ def read_audio_rows(folder: str | Path) -> tuple[np.ndarray, np.ndarray]:
     table = source.read("model.embed_tokens.weight", index).astype(np.float32)
     head = table if config.tied else source.read("lm_head.weight", index).astype(np.float32)
     return table, head
-
-
-def copy_tokenizer(source: str | Path, target: str | Path) -> None:
-    """Copies the tokenizer's files from one model folder to another, those that exist."""
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
-        if (Path(source) / name).exists():
-            shutil.copyfile(Path(source) / name, Path(target) / name)

@@ -46,6 +46,8 @@ class LMConfig:
     mlp_bias: bool = False
     family: str = "qwen3"  # the `model_type` that export writes
     bos_id: int | None = None
+    eos_id: int | None = None
+    max_positions: int = 32768  # what export states; nothing here depends on it
 
     def __post_init__(self):
         if self.heads % self.kv_heads:
@@ -94,7 +96,14 @@ def from_huggingface(raw: Mapping[str, Any], source: str = "config.json") -> LMC
         mlp_bias=bool(raw.get("mlp_bias", False)),
         family=family,
         bos_id=raw.get("bos_token_id"),
+        eos_id=_one_id(raw.get("eos_token_id")),
+        max_positions=raw.get("max_position_embeddings", 32768),
     )
+
+
+def _one_id(ids: int | list[int] | None) -> int | None:
+    """The first of the ids that a config may list."""
+    return ids[0] if isinstance(ids, list) else ids
 
 
 def _rope(raw: Mapping[str, Any], source: str) -> tuple[float, RopeScaling | None]:
@@ -148,8 +157,9 @@ def to_huggingface(config: LMConfig, dtype: str) -> dict[str, Any]:
         "rope_theta": config.rope_theta,
         "rope_scaling": None if scaling is None else rope,
         "rope_parameters": rope | {"rope_theta": config.rope_theta},
-        "max_position_embeddings": 32768,
+        "max_position_embeddings": config.max_positions,
         "bos_token_id": config.bos_id,
+        "eos_token_id": config.eos_id,
         "torch_dtype": dtype,
         "dtype": dtype,
         "use_sliding_window": False,

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import gguf
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -79,6 +80,26 @@ def test_tokenizer(model):
     assert ids[1:3] == [tokenizer.token_id(name) for name in names]
     # "smollm" cuts every digit off before merging, so "12" never becomes one token.
     assert ids[-3:] == [tokenizer.token_id(c) for c in "12."]
+
+
+PARAGRAPH = """The lighthouse keeper had lived alone on the island for eleven years, and in that
+time he had learned to read the sea as other people read a newspaper. He knew from the colour of the
+water in the morning whether the fishing boats would go out, and from the sound of the wind at
+night whether they would come back late. When the radio stopped working in the first week of
+winter, he was not afraid. He lit the lamp as he always did, wrote the date in the log, and waited
+for the supply ship that came on the last Friday of every month.""".replace("\n", " ")
+
+
+@pytest.mark.slow
+def test_smollm2_perplexity():
+    """The value that transformers computes from the same file: 20.4087 on this paragraph."""
+    from llmcodec_jax.data.embedded import fetch_lm
+
+    config, params, tokenizer = load_lm(fetch_lm(), jnp.float32)
+    ids = jnp.array(tokenizer.encode(PARAGRAPH))
+    logits = qwen3.logits(config, params, qwen3.embed_text(params, ids)[None])[0, :-1]
+    nll = jax.nn.logsumexp(logits, axis=-1) - logits[jnp.arange(len(ids) - 1), ids[1:]]
+    np.testing.assert_allclose(np.exp(nll.mean()), 20.4087, atol=2e-3)
 
 
 def test_unknown_architecture_is_named(model, tmp_path):

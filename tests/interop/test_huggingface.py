@@ -76,6 +76,17 @@ def test_merged_vocabulary(tmp_path, name, tokenizer):
         np.testing.assert_array_equal(a, b)
 
 
+def test_tokenizer_settings_survive(tmp_path, tokenizer):
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "w9", "other": 1}')
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
+    tokenizer._tokenizer.save(str(tmp_path / "tokenizer.json"))
+    read = TextTokenizer.from_file(tmp_path / "tokenizer.json").with_tokens(["<CODEC_0>"])
+    (tmp_path / "out").mkdir()
+    read.save(tmp_path / "out")
+    table = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert (table["eos_token"], table["chat_template"]) == ("w9", "{{ messages }}")
+
+
 def truncated(config, params, rows):
     """The same tied model with a shorter table."""
     table = {"embedding": params["embed"]["embedding"][:rows]}
