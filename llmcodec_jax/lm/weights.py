@@ -39,16 +39,19 @@ def source_name(path: Path) -> tuple[str, bool]:
 def assemble(config: LMConfig, source: TensorSource, dtype, shardings=None) -> Any:
     """Reads a model into stacked parameters, each device asking only for its own slices.
 
-    `shardings`: a tree like the parameters, or None for the default device. The host never
-    holds more than one shard of one stacked leaf beside the source's memory map.
+    `shardings`: a tree like the parameters, a function that makes one from their shapes, or None
+    for the default device. The host never holds more than one shard of one stacked leaf beside
+    the source's memory map.
     """
     from llmcodec_jax.lm.qwen3 import init_params
 
-    shapes = flatten_dict(jax.eval_shape(lambda: init_params(config, jax.random.key(0), dtype)))
+    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0), dtype))
+    if callable(shardings):
+        shardings = shardings(shapes)
     placed = {} if shardings is None else flatten_dict(shardings)
     default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     flat = {}
-    for path, shape in shapes.items():
+    for path, shape in flatten_dict(shapes).items():
         name, transposed = source_name(path)
         read = _reader(source, name, transposed, shape.shape, np.dtype(dtype))
         flat[path] = jax.make_array_from_callback(shape.shape, placed.get(path, default), read)
