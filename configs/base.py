@@ -22,7 +22,9 @@ def get_config() -> ConfigDict:
     c.bridge = ConfigDict()  # how codec latents become LM inputs (SPEC 3)
     c.bridge.logits = "projection"  # the paper's W z + b; "native" uses the quantiser's own space
     c.bridge.mode = "gumbel"  # "gumbel", "ste" (no noise), "detach" (no LM gradient to the codec)
-    c.bridge.scale = 0.1  # native: logits = -(squared cosine distance) / scale
+    # native: logits = -(squared cosine distance) / scale. Neighbouring codes are about 0.02 apart;
+    # at 0.1 the Gumbel noise would hand the LM a wrong code at nearly every frame.
+    c.bridge.scale = 0.01
     c.bridge.chunk = 4096  # codes per chunk of the fused sampler: memory, never the result
     c.bridge.jitter = 24  # samples the LM branch's audio is shifted by, at random
     c.bridge.label_noise = 0.015  # share of FTP labels replaced by random codes

@@ -11,7 +11,7 @@ from configs import base
 
 def get_config() -> ConfigDict:
     c = base.get_config()
-    c.total_steps = 700
+    c.total_steps = 1200
     c.init = ""  # from scratch
 
     c.codec.width = 128
@@ -38,14 +38,15 @@ def get_config() -> ConfigDict:
     c.bridge.jitter = 0  # one encoder pass serves both branches
 
     c.schedule.codec_start = 0.0
-    c.schedule.discriminator_start = 0.6
-    c.schedule.adversarial_start = 0.65
-    c.schedule.lm_start = 0.8
-    c.schedule.ftp_start = 0.82
-    c.schedule.ftp_ramp = 0.04
-    c.schedule.sa_start = 0.86
-    c.schedule.sa_ramp = 0.04
-    c.schedule.temperature_steps = 0.2
+    c.schedule.discriminator_start = 0.65
+    c.schedule.adversarial_start = 0.68
+    c.schedule.lm_start = 0.9
+    c.schedule.ftp_start = 0.91
+    c.schedule.ftp_ramp = 0.02
+    c.schedule.sa_start = 0.92
+    c.schedule.sa_ramp = 0.02
+    c.schedule.temperature_steps = 0.1
+    c.weights.bridge = 0.02  # the native bridge agrees already; more would only empty codes
 
     c.training.train_norm = True
     c.training.revive_every = 10
@@ -55,7 +56,7 @@ def get_config() -> ConfigDict:
     for name in ("encoder", "decoder"):
         c.optim.groups[name].update(adam, warmup=0.03, final=0.1)
     for name in ("audio_embedding", "ftp_heads"):
-        c.optim.groups[name].update(start=c.schedule.lm_start, warmup=0.02, learning_rate=1e-3)
+        c.optim.groups[name].update(start=c.schedule.lm_start, warmup=0.01, learning_rate=1e-3)
     c.optim.groups.discriminators.update(start=c.schedule.discriminator_start, warmup=0.02)
     c.optim.groups.discriminators.learning_rate = 3e-4
 
@@ -67,7 +68,7 @@ def get_config() -> ConfigDict:
     c.data.max_text = 64
 
     c.log.every = 10
-    c.log.eval_every = 140
+    c.log.eval_every = 200
     c.log.eval_clips = 16
-    c.log.checkpoint_every = 70
+    c.log.checkpoint_every = 100
     return c
