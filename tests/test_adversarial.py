@@ -35,8 +35,8 @@ def test_published_parameter_counts():
     assert counts == {"period": 33_168_645, "scale": 101_397_123}
 
 
-@pytest.mark.parametrize(("size", "stride"), [(5, 1), (5, 3), (15, 1), (41, 2), (3, 4)])
-@pytest.mark.parametrize("samples", [1, 2, 50, 61])
+@pytest.mark.parametrize(("size", "stride"), [(5, 1), (5, 3), (41, 2), (3, 4)])
+@pytest.mark.parametrize("samples", [2, 61])
 def test_strided_conv_is_a_same_convolution(size, stride, samples):
     x = jax.random.normal(jax.random.key(0), (2, samples, 3))
     kernel = jax.random.normal(jax.random.key(1), (size, 3, 4))
@@ -49,36 +49,29 @@ def test_strided_conv_is_a_same_convolution(size, stride, samples):
     )
 
 
-def test_features_do_not_depend_on_padding(params):
-    wav = _wav(2, 1700)
+def test_nothing_depends_on_padding(params):
+    real, fake = _wav(2, 1700), _wav(2, 1700, seed=1)
     lengths = np.array([1700, 1111], np.int32)
-    padded = np.pad(wav, ((0, 0), (0, 600)), constant_values=9)
-    features, masks = judge_all(params, padded, lengths)
-    for item, length in enumerate(lengths):
-        bare, bare_masks = judge_all(params, wav[item : item + 1, :length])
-        for maps, kept, alone, alone_kept in zip(features, masks, bare, bare_masks, strict=True):
-            for f, m, b, bm in zip(maps, kept, alone, alone_kept, strict=True):
-                np.testing.assert_allclose(f[item][m[item]], b[0][bm[0]], atol=1e-5)
-                assert not np.any(f[item][~m[item]])
-
-
-def test_losses_do_not_depend_on_padding(params):
-    real, fake = _wav(1, 1111), _wav(1, 1111, seed=1)
-    lengths = np.array([1111], np.int32)
-
-    def losses(real, fake):
-        (r, masks), (f, _) = (judge_all(params, x, lengths) for x in (real, fake))
-        return [
-            float(loss[0])
-            for loss in (
-                adversarial.discriminator_loss(r, f, masks),
-                adversarial.generator_loss(f, masks),
-                adversarial.feature_matching_loss(r, f, masks),
-            )
-        ]
-
-    longer = [np.pad(x, ((0, 0), (0, 700))) for x in (real, fake)]
-    np.testing.assert_allclose(losses(real, fake), losses(*longer), rtol=1e-5)
+    padded = [np.pad(w, ((0, 0), (0, 600)), constant_values=9) for w in (real, fake)]
+    (real_maps, masks), (fake_maps, _) = (judge_all(params, w, lengths) for w in padded)
+    (alone_real, alone_masks), (alone_fake, _) = (
+        judge_all(params, w[1:, :1111]) for w in (real, fake)
+    )
+    for maps, kept, alone, alone_kept in zip(
+        real_maps, masks, alone_real, alone_masks, strict=True
+    ):
+        for f, m, b, bm in zip(maps, kept, alone, alone_kept, strict=True):
+            np.testing.assert_allclose(f[1][m[1]], b[0][bm[0]], atol=1e-5)
+            assert not np.any(f[1][~m[1]])
+    second = jax.tree.map(lambda x: x[1:], (real_maps, fake_maps, masks))
+    alone = (alone_real, alone_fake, alone_masks)
+    for loss in (adversarial.discriminator_loss, adversarial.feature_matching_loss):
+        np.testing.assert_allclose(loss(*second)[0], loss(*alone)[0], rtol=1e-5)
+    np.testing.assert_allclose(
+        adversarial.generator_loss(*second[1:])[0],
+        adversarial.generator_loss(*alone[1:])[0],
+        rtol=1e-5,
+    )
 
 
 def test_values_by_hand():
