@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     # native: logits = -(squared cosine distance) / scale. Neighbouring codes are about 0.02 apart;
     # at 0.1 the Gumbel noise would hand the LM a wrong code at nearly every frame.
     c.bridge.scale = 0.01
-    c.bridge.chunk = 4096  # codes per chunk of the fused sampler: memory, never the result
+    c.bridge.chunk = 512  # codes per chunk of the fused sampler: memory, never the result
     c.bridge.jitter = 24  # samples the LM branch's audio is shifted by, at random
     c.bridge.label_noise = 0.015  # share of FTP labels replaced by random codes
 

@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
     for name in ("encoder", "decoder"):
         c.optim.groups[name].update(adam, warmup=0.03, final=0.1)
     for name in ("audio_embedding", "ftp_heads"):
-        c.optim.groups[name].update(start=c.schedule.lm_start, warmup=0.01, learning_rate=1e-3)
+        c.optim.groups[name].update(start=c.schedule.lm_start, warmup=0.01, learning_rate=3e-3)
     c.optim.groups.discriminators.update(start=c.schedule.discriminator_start, warmup=0.02)
     c.optim.groups.discriminators.learning_rate = 3e-4
 

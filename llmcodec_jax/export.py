@@ -61,8 +61,9 @@ def export_language_model(run: Path, output: Path) -> None:
     checkpoint = newest_checkpoint(run)
     embedding, head = audio_rows(checkpoint)
     about = json.loads((checkpoint / "about" / "metadata").read_text())
-    path = about["config"]["lm"]["path"]
-    config, params, tokenizer = load_lm(fetch_lm() if path == "embedded" else path)
+    lm = about["config"]["lm"]
+    path = fetch_lm() if lm["path"] == "embedded" else lm["path"]
+    config, params, tokenizer = load_lm(path, lm["dtype"])
     partial = output.with_name(f".{output.name}.part")
     shutil.rmtree(partial, ignore_errors=True)
     huggingface.export(partial, config, params, tokenizer, embedding, head)

@@ -26,7 +26,7 @@ class Bridge:
     logits: str = "native"  # "native": cosine space of the quantiser; "projection": W z + b
     mode: str = "gumbel"  # "gumbel", "ste" (no noise) or "detach" (no gradient to the codec)
     scale: float = 0.01  # native only: logits = -(squared cosine distance) / scale
-    chunk: int = 4096  # codes handled at once; bounds the memory, never changes the result
+    chunk: int = 512  # codes handled at once; bounds the memory, never changes the result
     jitter: int = 24  # samples by which the LM branch's audio is shifted at random, either way
     label_noise: float = 0.015  # share of FTP labels replaced by random codes
 

@@ -60,13 +60,14 @@ def timetable(method: Method) -> Figure:
     """What happens when: phases as bars, loss weights, learning rates and temperature as lines."""
     schedule = method.schedule
     steps = np.unique(np.linspace(0, schedule.total_steps - 1, 400).round())
-    figure, axes = plt.subplots(3, 1, figsize=(8, 7.5), sharex=True, layout="tight")
+    figure, axes = plt.subplots(3, 1, figsize=(11, 8), sharex=True, layout="tight")
     parts = ("codec", "discriminator", "lm")
     for row, part in enumerate(parts):
         for first, _ in schedule.phases():
             if getattr(method.phase(first), part):
                 axes[0].barh(row, schedule.total_steps - first, left=first, color=f"C{row}")
                 break
+    axes[0].set_title(f"{schedule.total_steps} steps", fontsize=10)
     axes[0].set_yticks(range(3), ["codec learns", "discriminators", "LM branch"])
     weights = [method.weights.at(step, schedule) for step in steps]
     gate = [float(schedule.codec_gate(step)) for step in steps]

@@ -50,7 +50,9 @@ def init_params(method: Method, lm_params, key) -> tuple[dict, dict]:
             embedding_key,
             kind=method.lm.embedding_start,
         )
-        rows = vocab.audio_head_init(lm_params, embedding, embedding_key)
+        rows = vocab.audio_head_init(
+            lm_params, embedding, embedding_key, kind=method.lm.embedding_start
+        )
         params["audio_embedding"] = embedding
         params["ftp_heads"] = heads.start_from(rows, method.lm.horizons)
         if method.bridge.logits == "projection":

@@ -16,7 +16,7 @@ from absl import app, flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from llmcodec_jax import journal, loop, run_report, sharding
+from llmcodec_jax import journal, loop, pictures, run_report, sharding
 from llmcodec_jax.checkpoint import CheckpointError, Checkpoints
 from llmcodec_jax.data.embedded import fetch_lm
 from llmcodec_jax.data.pipeline import DataError, eval_batches, make_loader
@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Run description, such as configs/base.py")
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder (default: runs/NAME_OF_THE_CONFIG)")
+CACHE = flags.DEFINE_string(
+    "cache", None, "Where fetched speech and models are kept (default: ~/.cache/llmcodec_jax)"
+)
 flags.mark_flag_as_required("config")
 
 
@@ -115,6 +118,10 @@ def run(config, workdir: Path) -> int:
     method = Method.from_config(config, lm_config)
     loader, heldout, depth = open_data(config, method, tokenizer)
 
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        pictures.timetable(method).savefig(workdir / "schedule.png", dpi=110, bbox_inches="tight")
+
     build, abstract = start_state(config, method, lm_params, mesh)
     checkpoints = Checkpoints(workdir, config.log.keep)
     restored = checkpoints.restore(abstract, config.to_dict(), lm_digest)
@@ -172,6 +179,8 @@ def main(_) -> int:
     config = CONFIG.value
     path = config_flags.get_config_filename(flags.FLAGS["config"])
     workdir = Path(WORKDIR.value or Path("runs") / Path(path).stem)
+    if CACHE.value:
+        os.environ["LLMCODEC_CACHE"] = CACHE.value
     try:
         return run(config, workdir)
     except (CheckpointError, DataError, loop.NonFiniteError, ValueError) as error:

@@ -84,31 +84,36 @@ def test_every_objective_is_there_and_finite(full_step, state, lm):
     assert all(report[name] > 0 for name in norms)
 
 
-def test_counts_known_beforehand_are_the_counts_found(lm, state):
-    """Micro-batches divide by counts computed from the lengths; the losses must agree."""
-    method, batch = tiny_method(), tiny_batch()
-    gradients, _ = jax.jit(lambda s: gather_gradients(method, EVERYTHING, s, lm, batch))(state)
-    counts = batch_counts(method, batch)
-    for name, (_, count) in gradients.losses.items():
-        if not name.startswith("accuracy/"):
-            assert float(count) == float(counts[name]), name
+def well_conditioned(**changes) -> Method:
+    """Without the log-STFT terms, whose gradient 1 / |X| turns the rounding of near-silent bins
+    into differences of 1e-3, on one device too, as soon as matrix sizes change."""
+    weights = dataclasses.replace(tiny_method().weights, multi_resolution_stft=0, complex_stft=0)
+    return tiny_method(weights=weights, **changes)
 
 
 def test_accumulation_gives_the_full_batch_gradient(lm, state):
     """Two micro-batches with uneven padding and missing texts add up to the whole."""
     batch = tiny_batch()
     whole, halves = (
-        jax.jit(functools.partial(gather_gradients, tiny_method(accumulate=n), EVERYTHING))(
+        jax.jit(functools.partial(gather_gradients, well_conditioned(accumulate=n), EVERYTHING))(
             state, lm, batch
         )[0]
         for n in (1, 2)
     )
     for part in ("codec", "discriminator"):
-        for a, b in zip(*(jax.tree.leaves(getattr(g, part)) for g in (whole, halves)), strict=True):
-            np.testing.assert_allclose(a, b, atol=2e-5 * max(1.0, np.abs(a).max()))
+        pair = (jax.tree.leaves(getattr(g, part)) for g in (whole, halves))
+        for a, b in zip(*pair, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    for name, (total, count) in whole.losses.items():
+        np.testing.assert_allclose(halves.losses[name], (total, count), rtol=1e-5, err_msg=name)
     np.testing.assert_allclose(whole.text.states, halves.text.states, atol=1e-5)
     np.testing.assert_array_equal(whole.text.text_hash, halves.text.text_hash)
     np.testing.assert_array_equal(whole.histogram, halves.histogram)
+    # Micro-batches divide by counts computed from the lengths alone: they must be those found.
+    counts = batch_counts(tiny_method(), batch)
+    for name, (_, count) in whole.losses.items():
+        if not name.startswith("accuracy/"):
+            assert float(count) == float(counts[name]), name
 
 
 def test_a_non_finite_batch_changes_nothing_but_the_counters(full_step, state, lm):
@@ -194,7 +199,7 @@ def test_without_the_lm_a_step_does_no_lm_work(lm, state):
 
     def flops(phase):
         step = functools.partial(train_step, method=method, phase=phase)
-        return jax.jit(step).lower(state, lm, tiny_batch()).compile().cost_analysis()["flops"]
+        return jax.jit(step).lower(state, lm, tiny_batch()).cost_analysis()["flops"]
 
     c = method.lm.config
     per_token = (
@@ -212,7 +217,7 @@ def test_without_the_lm_a_step_does_no_lm_work(lm, state):
     )
     bare = jax.eval_shape(lambda: init_state(no_lm, None, 0))
     step = functools.partial(train_step, method=no_lm, phase=Phase(True, False, False))
-    alone = jax.jit(step).lower(bare, None, tiny_batch()).compile().cost_analysis()["flops"]
+    alone = jax.jit(step).lower(bare, None, tiny_batch()).cost_analysis()["flops"]
     rows = sum(x.size for n in ("audio_embedding", "ftp_heads") for x in [state.params[n]])
     rows += sum(x.size for x in jax.tree.leaves(state.params["bridge"]))
     assert without - alone < 40 * rows  # optimiser passes over the waiting rows, nothing more

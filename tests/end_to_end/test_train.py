@@ -11,12 +11,13 @@ import sys
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import llmcodec_jax
 from configs import base
-from llmcodec_jax import loop, train
+from llmcodec_jax import export, loop, train
 from llmcodec_jax.interop.torch_auv import load_auv_variables
-from tests.conftest import babble
+from tests.conftest import WORDS, babble
 
 STEPS = 10
 
@@ -98,6 +99,31 @@ def test_the_runs_codec_loads_and_codes(finished):
     codes = codec.encode(babble(0.7, 5), 16_000)
     assert codes.shape == (35,)
     assert codec.decode(codes).shape == (35 * 320,)
+
+
+def test_export_takes_codec_and_language_model_out(finished, tmp_path, tiny_lm):
+    """The merged model keeps every text row and the body bit for bit; the run is only read."""
+    before = sorted(p.name for p in (finished / "checkpoints").iterdir())
+    run = ["--run", str(finished)]
+    assert export.main([*run, "--format", "auv", "--output", str(tmp_path / "auv.pt")]) == 0
+    assert (
+        export.main([*run, "--format", "safetensors", "--output", str(tmp_path / "c.safetensors")])
+        == 0
+    )
+    own = load_auv_variables(str(finished))[1]["params"]
+    for name in ("auv.pt", "c.safetensors"):
+        params = load_auv_variables(str(tmp_path / name))[1]["params"]
+        jax.tree.map(np.testing.assert_array_equal, params, own)
+    assert export.main([*run, "--format", "hf", "--output", str(tmp_path / "hf")]) == 0
+    text, merged = (load_file(f / "model.safetensors") for f in (tiny_lm, tmp_path / "hf"))
+    words = len(WORDS) + 1
+    rows = "model.embed_tokens.weight"
+    assert merged[rows].shape[0] == words + 64
+    np.testing.assert_array_equal(merged[rows][:words], text[rows][:words])
+    for name in text.keys() - {rows}:
+        np.testing.assert_array_equal(merged[name], text[name], err_msg=name)
+    assert not np.array_equal(merged[rows][words:], merged["lm_head.weight"][words:])
+    assert sorted(p.name for p in (finished / "checkpoints").iterdir()) == before
 
 
 class InterruptAt:
