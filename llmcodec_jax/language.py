@@ -14,6 +14,7 @@ from llmcodec_jax import bridge as bridging
 from llmcodec_jax.lm import qwen3
 from llmcodec_jax.losses import alignment, ftp
 from llmcodec_jax.method import Method
+from llmcodec_jax.spread import spread
 from llmcodec_jax.types import Batch, CodecOutput, LMOutput, Losses
 
 
@@ -56,7 +57,7 @@ def read_audio(method: Method, lm_params, embeds: jax.Array, frame_mask: jax.Arr
     return qwen3.forward(
         lm.config,
         lm_params,
-        jnp.concatenate([begin, embeds.astype(begin.dtype)], axis=1),
+        jnp.concatenate([begin, spread(embeds.astype(begin.dtype))], axis=1),
         frames + 1,
         pool_layers=lm.config.aligned_layers if method.align else None,
         pool_position=frames,

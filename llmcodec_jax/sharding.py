@@ -11,12 +11,14 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from llmcodec_jax.optim import path_name
+from llmcodec_jax.spread import BATCH_AXES
 
 AXES = ("data", "fsdp", "tensor")
 
 STATE_RULES = (
     (r".*ftp_heads", P(None, ("fsdp", "tensor"), None)),  # vocabulary rows [K, V, H]
-    (r".*audio_embedding", P(("fsdp", "tensor"), None)),  # [V, H]
+    # [V, H], split by channels: the bridge walks the codes, which must not cross devices.
+    (r".*audio_embedding", P(None, ("fsdp", "tensor"))),
     (r".*", P()),  # codec, discriminators, bank, counters: replicated
 )
 """(pattern over the whole path, spec); the first match holds. Optimiser moments follow their
@@ -70,12 +72,36 @@ def shardings(tree, mesh: Mesh, rules) -> object:
     return jax.tree_util.tree_map_with_path(leaf, tree)
 
 
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, P())
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Clips are split over data and fsdp."""
-    return NamedSharding(mesh, P(("data", "fsdp")))
+    return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Over how many devices clips are split; the batch size must be a multiple."""
+    return math.prod(mesh.shape[name] for name in BATCH_AXES)
 
 
 def put_batch(batch, mesh: Mesh):
     """This process's clips (numpy) -> the global, sharded batch."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def put_whole(batch, mesh: Mesh):
+    """A batch (numpy) that every process holds whole -> sharded, if its size divides."""
+    divides = len(batch.wav_length) % batch_shards(mesh) == 0
+    sharding = batch_sharding(mesh) if divides else replicated(mesh)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), batch
+    )
+
+
+def gather(tree, mesh: Mesh):
+    """Arrays of any sharding -> numpy, whole, on every process. All processes must call it."""
+    return jax.device_get(jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree))

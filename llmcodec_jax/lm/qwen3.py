@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from llmcodec_jax.lm.config import LMConfig
 from llmcodec_jax.lm.lora import Linear, LoRA
 from llmcodec_jax.lm.rotary import rotary_angles, rotate
+from llmcodec_jax.spread import spread
 from llmcodec_jax.types import LMOutput
 
 Params = dict[str, Any]
@@ -109,6 +110,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x, context: Context, cache):
+        x = spread(x)
         collected = None
         if self.collect == "all":
             collected = x

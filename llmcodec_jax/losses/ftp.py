@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from llmcodec_jax.blocks import over_blocks
+from llmcodec_jax.spread import BATCH_AXES, WEIGHT_AXES, axes_in, current_mesh
 from llmcodec_jax.types import Losses
 
 ROWS = 512  # frames (over all clips) whose logits exist at once; more is faster, and larger
@@ -30,7 +31,6 @@ def ftp_loss(
     codes: jax.Array,
     frame_mask: jax.Array,
     mesh: Mesh | None = None,
-    batch_axes: tuple[str, ...] = ("data", "fsdp"),
 ) -> Losses:
     """Cross-entropy and accuracy of every horizon, as sums that add up over any split.
 
@@ -39,15 +39,15 @@ def ftp_loss(
     Returns "ftp/k" -> (sum of cross-entropy, valid frames) and "accuracy/ftp_k" -> (correct,
     valid frames) for k = 1..K; t counts where frames t and t + k - 1 both exist. The paper's
     loss is sum_k w_k * sum_k / count_k with w from `lm.heads.horizon_weights` and counts over
-    the whole batch. Gradients reach hidden and heads. With clips split over several devices,
-    name the `mesh` and its `batch_axes`: each device then adds up its own clips' gradient and
-    the devices exchange it once, not once for every block of frames.
+    the whole batch. Gradients reach hidden and heads. On a `mesh` (default: the one in force)
+    each device adds up its own clips' gradient; heads split by rows over the weight axes are
+    gathered one at a time, and each one's gradient is exchanged once, not once per block.
     """
     horizons = heads.shape[0]
     labels, valid = future_labels(codes, frame_mask, horizons)
-    fused = fused_linear_cross_entropy
-    if mesh is not None:
-        fused = _on_each_device(fused, mesh, batch_axes)
+    mesh = mesh or current_mesh()
+    clips = axes_in(mesh, BATCH_AXES, hidden.shape[0]) if mesh else ()
+    fused = _on_each_device(mesh, clips, heads.shape[1]) if clips else fused_linear_cross_entropy
     sums, correct = fused(hidden, heads, labels, valid)
     counts = valid.sum((1, 2)).astype(jnp.float32)
     losses: Losses = {}
@@ -69,48 +69,57 @@ def future_labels(codes: jax.Array, frame_mask: jax.Array, horizons: int):
 
 
 def fused_linear_cross_entropy(
-    hidden: jax.Array, heads: jax.Array, labels: jax.Array, valid: jax.Array, rows: int = ROWS
+    hidden: jax.Array,
+    heads: jax.Array,
+    labels: jax.Array,
+    valid: jax.Array,
+    rows: int = ROWS,
+    split: tuple[str, ...] = (),
 ) -> tuple[jax.Array, jax.Array]:
     """Cross-entropy of hidden @ heads[k]^T against labels[k], never holding all logits.
 
     hidden [B, T, H], heads [K, V, H], labels int32 and valid bool [K, B, T] -> (sums float32
     [K] over valid frames, number correct float32 [K], without gradient). Products run in the
     dtype of `hidden`, softmax and accumulation in float32. `rows` bounds how many frames'
-    logits exist at once, on one device.
+    logits exist at once, on one device. Inside a shard_map, `split` names the mesh axes over
+    which the heads' rows are divided.
     """
     batch, frames, _ = hidden.shape
     pieces = max(1, round(batch * frames / rows))
     chunk = -(-frames // pieces)
-    return _fused(min(chunk, frames), hidden, heads, labels, valid)
+    return _fused((min(chunk, frames), split), hidden, heads, labels, valid)
 
 
-def _on_each_device(fused, mesh: Mesh, axes: tuple[str, ...]):
-    """`fused` on each device's own clips; sums, and in the backward pass gradients, are added."""
+def _on_each_device(mesh: Mesh, clips: tuple[str, ...], codes: int):
+    """The fused loss on each device's own clips; sums, and backwards gradients, are added up."""
+    split = axes_in(mesh, WEIGHT_AXES, codes)
 
     def local(hidden, heads, labels, valid):
-        return jax.lax.psum(fused(hidden, heads, labels, valid), axes)
+        own = fused_linear_cross_entropy(hidden, heads, labels, valid, split=split)
+        return jax.lax.psum(own, clips)
 
-    clips, labelled = P(axes), P(None, axes)
     return jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(clips, P(), labelled, labelled),
+        in_specs=(P(clips), P(None, split or None), P(None, clips), P(None, clips)),
         out_specs=(P(), P()),
         check_vma=False,  # the checker cannot follow a custom gradient's loop carries
     )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _fused(chunk, hidden, heads, labels, valid):
-    return _sweep(chunk, hidden, heads, labels, valid, gradients=False)[:2]
+def _fused(static, hidden, heads, labels, valid):
+    return _each_head(*static, hidden, heads, labels, valid, gradients=False)[:2]
 
 
-def _fused_forward(chunk, hidden, heads, labels, valid):
-    sums, correct, d_hidden, d_heads = _sweep(chunk, hidden, heads, labels, valid, gradients=True)
+def _fused_forward(static, hidden, heads, labels, valid):
+    sums, correct, d_hidden, d_heads = _each_head(
+        *static, hidden, heads, labels, valid, gradients=True
+    )
     return (sums, correct), (d_hidden, d_heads, jnp.zeros((0,), heads.dtype))
 
 
-def _fused_backward(chunk, residuals, cotangents):
+def _fused_backward(static, residuals, cotangents):
     d_hidden, d_heads, like_heads = residuals
     scale, _ = cotangents  # [K]: horizons are independent, so their gradients only scale
     total = jnp.einsum("k,kbth->bth", scale, d_hidden, preferred_element_type=jnp.float32)
@@ -119,6 +128,24 @@ def _fused_backward(chunk, residuals, cotangents):
 
 
 _fused.defvjp(_fused_forward, _fused_backward)
+
+
+def _each_head(chunk, split, hidden, heads, labels, valid, gradients: bool):
+    """`_sweep`, with rows divided over the axes `split` gathered for one head at a time."""
+    if not split:
+        return _sweep(chunk, hidden, heads, labels, valid, gradients)
+
+    def one(_, own):
+        head, labels, valid = own
+        head = jax.lax.all_gather(head.astype(hidden.dtype), split, tiled=True)
+        args = (x[None] for x in (head, labels, valid))
+        sums, correct, d_hidden, d_head = _sweep(chunk, hidden, *args, gradients)
+        if not gradients:
+            return None, (sums[0], correct[0], None, d_head)
+        d_head = jax.lax.psum_scatter(d_head[0], split, scatter_dimension=0, tiled=True)
+        return None, (sums[0], correct[0], d_hidden[0], d_head)
+
+    return jax.lax.scan(one, None, (heads, labels, valid))[1]
 
 
 def _sweep(chunk, hidden, heads, labels, valid, gradients: bool):

@@ -45,7 +45,7 @@ labels = jax.random.randint(keys[7], (8, 5), 0, 200)
 def loss(query, weight, rows, heads, labels, mesh=None):
     out = bridge(query, weight, jnp.zeros(200), rows, keys[0], 0.5, mode="gumbel",
                  labels=labels, chunk=128)
-    ftp = ftp_loss(out.embeds, heads, labels, jnp.ones((8, 5), bool), mesh, ("data",))
+    ftp = ftp_loss(out.embeds, heads, labels, jnp.ones((8, 5), bool), mesh)
     return sum(ftp[f"ftp/{k}"][0] / ftp[f"ftp/{k}"][1] for k in (1, 2, 3)) + out.nll.mean()
 step = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3)))
 spread = step(split(query), weight, rows, heads, split(labels))
