@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from llmcodec_jax import dsp
 
@@ -24,10 +25,22 @@ def margin(hop: int) -> int:
     return (4 * hop - hop) // 2
 
 
+def published_window(size: int) -> np.ndarray:
+    """Hann window rounded as float32 angles round it, float32 [size]: as published, to 6e-8."""
+    angle = np.arange(size, dtype=np.float32) * np.float32(2 * np.pi / size)
+    cosine = np.cos(angle.astype(np.float64)).astype(np.float32)
+    return np.float32(0.5) - np.float32(0.5) * cosine
+
+
 class STFTHead(nn.Module):
     """Padded audio -> log magnitude and phase angle of every bin -> linear.
 
     [B, N + 2 * margin] -> [B, N // hop, width]. The transform is float32 whatever `dtype` is.
+
+    In near-silent 16-bit speech most bins hold only what is left when equal samples cancel; their
+    phase is a feature, and attention carries it to every frame. Real float32 transforms leave
+    rounding errors there, complex ones cancel exactly: with a real one, and a window rounded
+    otherwise, 3 % of the codes of such clips differ from the published code's, here 0.1 %.
     """
 
     width: int
@@ -36,10 +49,13 @@ class STFTHead(nn.Module):
 
     @nn.compact
     def __call__(self, padded: jax.Array) -> jax.Array:
-        spectrum = dsp.stft(padded, 4 * self.hop, self.hop)
-        # -0.0 would turn the angle of silence, and of real bins, by half a circle.
+        n_fft = 4 * self.hop
+        frames = dsp.frame(padded.astype(jnp.float32), n_fft, self.hop)
+        spectrum = jnp.fft.fft(frames * published_window(n_fft), axis=-1)[..., : n_fft // 2 + 1]
+        # The first and last bin are real, and -0.0 would turn an angle by half a circle.
+        inner = np.arange(n_fft // 2 + 1) % (n_fft // 2) != 0
         real = jnp.where(spectrum.real == 0, 0.0, spectrum.real)
-        imag = jnp.where(spectrum.imag == 0, 0.0, spectrum.imag)
+        imag = jnp.where((spectrum.imag == 0) | ~inner, 0.0, spectrum.imag)
         magnitude = jnp.sqrt(jnp.square(real) + jnp.square(imag))
         features = [jnp.log(magnitude + LOG_FLOOR), jnp.arctan2(imag, real)]
         return nn.Dense(

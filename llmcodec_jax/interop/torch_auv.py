@@ -21,6 +21,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from llmcodec_jax import dsp
 from llmcodec_jax.codec.codec import AUV, from_fields
+from llmcodec_jax.codec.stft import published_window
 from llmcodec_jax.interop import torch_file
 
 CONFIG_NAME, WEIGHTS_NAME = "codec.json", "codec.safetensors"
@@ -228,7 +229,7 @@ def to_variables(codec: AUV, tensors: Mapping[str, np.ndarray], source: str = ""
     for tensor in tensor_table(codec):
         value = np.asarray(tensors[tensor.name])
         if not tensor.path:
-            if np.abs(value.astype(np.float32) - dsp.hann(len(value))).max() > 1e-5:
+            if not np.abs(value.astype(np.float32) - dsp.hann(len(value))).max() < 1e-5:
                 raise LayoutError(f"{source}: {tensor.name} is not a Hann window")
             continue
         value = value.astype(np.int64 if tensor.kind == "count" else np.float32)
@@ -253,11 +254,10 @@ def _modern_name(name: str) -> str:
 def to_state_dict(codec: AUV, variables: Mapping) -> dict[str, np.ndarray]:
     """{"params", "batch_stats"} -> published names in the published order; a pure copy."""
     flat = flatten_dict(jax.device_get(dict(variables)))
-    window = dsp.hann(4 * codec.hop)
     result = {}
     for tensor in tensor_table(codec):
         if not tensor.path:
-            result[tensor.name] = window
+            result[tensor.name] = published_window(4 * codec.hop)
             continue
         value = np.asarray(flat[tensor.path])
         value = value if tensor.layer is None else value[tensor.layer]

@@ -1,0 +1,242 @@
+"""The command lines on folders of mixed files: resume, damage, exit codes, the token format."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+
+import llmcodec_jax
+from llmcodec_jax import convert, decode, encode, export_tokens
+from llmcodec_jax.codec import tokens
+from llmcodec_jax.codec.folder import save_torch
+from llmcodec_jax.codec.inference import Codec
+from llmcodec_jax.interop.torch_auv import load_auv_variables
+
+
+def sound(samples, seed=0):
+    return 0.1 * np.random.default_rng(seed).standard_normal(samples).astype("f4")
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """A folder of every format beside files that are no audio."""
+    folder = tmp_path / "in"
+    (folder / "deep/er").mkdir(parents=True)
+    soundfile.write(folder / "a.wav", sound(16_000), 16_000)
+    soundfile.write(folder / "deep/b.flac", sound(8_001, 1), 8_000)
+    soundfile.write(folder / "deep/c.ogg", np.stack([sound(44_100, 2)] * 2, 1), 44_100)
+    soundfile.write(folder / "deep/er/d.mp3", sound(24_000, 3), 24_000)
+    soundfile.write(
+        folder / "deep/er/e.opus", sound(48_000, 4), 48_000, format="OGG", subtype="OPUS"
+    )
+    (folder / "deep/broken.wav").write_bytes(b"RIFF no audio at all")
+    (folder / "empty.flac").write_bytes(b"")
+    soundfile.write(folder / "nan.wav", np.full(400, np.nan, "f4"), 16_000, subtype="FLOAT")
+    soundfile.write(folder / "silent.wav", np.zeros(0, "f4"), 16_000)
+    (folder / "notes.txt").write_text("not looked at")
+    return folder
+
+
+def run(command, codec, source, output, *options):
+    arguments = ["--codec", codec, "--input", source, "--output", output, *options]
+    return command.main([str(a) for a in arguments])
+
+
+def test_folder_to_tokens_to_audio(mixed, small_folder, tmp_path, capsys):
+    coded, audio_out = tmp_path / "tokens", tmp_path / "audio"
+    assert run(encode, small_folder, mixed, coded) == 1  # four files are bad, and are named
+    said = capsys.readouterr()
+    for name in ("deep/broken.wav", "empty.flac", "nan.wav", "silent.wav"):
+        assert str(mixed / name) in said.err
+    assert "5 done, 0 already there, 4 failed" in said.out
+    names = sorted(str(p.relative_to(coded)) for p in coded.rglob("*") if p.is_file())
+    assert names == ["a.npz", "deep/b.npz", "deep/c.npz", "deep/er/d.npz", "deep/er/e.npz"]
+    with np.load(coded / "deep/b.npz") as file:
+        assert sorted(file) == ["codes", "num_samples", "sample_rate"]
+        assert file["codes"].dtype == np.int32
+        assert file["sample_rate"] == 16_000
+        assert file["num_samples"] == 16_002
+        assert file["codes"].shape == (51,)
+
+    stamps = {p: p.stat().st_mtime_ns for p in coded.rglob("*.npz")}
+    (coded / "a.npz").unlink()
+    assert run(encode, small_folder, mixed, coded) == 1
+    assert "1 done, 4 already there" in capsys.readouterr().out
+    for path, stamp in stamps.items():
+        assert (path.stat().st_mtime_ns == stamp) == (path.name != "a.npz")
+
+    assert run(decode, small_folder, coded, audio_out) == 0
+    wav, rate = soundfile.read(audio_out / "deep/b.wav", dtype="float32")
+    assert (len(wav), rate) == (16_002, 16_000)
+    codec = llmcodec_jax.load_codec(small_folder)
+    expected = codec.decode(tokens.read(coded / "deep/b.npz").codes)[:16_002]
+    np.testing.assert_allclose(wav, np.clip(expected, -1, 1), atol=1e-4)
+    assert run(decode, small_folder, coded / "a.npz", tmp_path / "one", "--format", "flac") == 0
+    assert [p.name for p in (tmp_path / "one").iterdir()] == ["a.flac"]
+
+
+def test_files_that_would_share_an_output_are_named(tmp_path, small_folder, capsys):
+    for suffix in ("wav", "flac"):
+        soundfile.write(tmp_path / f"x.{suffix}", sound(3200), 16_000)
+    assert run(encode, small_folder, tmp_path, tmp_path / "out") == 1
+    assert "x.wav: its output would replace that of" in capsys.readouterr().err
+    assert len(list((tmp_path / "out").iterdir())) == 1
+
+
+def test_missing_input_is_a_usage_error(tmp_path, small_folder, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(encode, small_folder, tmp_path / "nowhere", tmp_path / "out")
+    assert stop.value.code == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_damaged_and_foreign_token_files_are_named(tmp_path, small_folder, capsys):
+    coded = tmp_path / "tokens"
+    good = np.arange(5, dtype=np.int32)
+    tokens.write(coded / "good.npz", tokens.Tokens(good, 16_000, 1500))
+    tokens.write(coded / "range.npz", tokens.Tokens(good + 20_000, 16_000, 1500))
+    tokens.write(coded / "length.npz", tokens.Tokens(good, 16_000, 99_999))
+    np.savez(coded / "fields.npz", codes=good)
+    np.savez(coded / "objects.npz", codes=np.array([{}], object), sample_rate=1, num_samples=1)
+    whole = (coded / "good.npz").read_bytes()
+    (coded / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    assert run(decode, small_folder, coded, tmp_path / "out") == 1
+    said = capsys.readouterr().err
+    for name in ("range", "length", "fields", "objects", "cut"):
+        assert f"{name}.npz" in said
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["good.wav"]
+
+
+def test_long_files_are_streamed(tmp_path, small, monkeypatch):
+    """Above LONG seconds a file is never read whole, and gives the same codes."""
+    codec = Codec(*small, buckets=(200,))
+    soundfile.write(tmp_path / "long.wav", np.stack([sound(320_123)] * 2, 1), 16_000)
+    whole = codec.encode(encode.read(tmp_path / "long.wav", 16_000))
+    monkeypatch.setattr(encode, "LONG", 10)
+    monkeypatch.setattr(encode, "BLOCK", 1.7)
+    work = encode.corpus.plan(tmp_path / "long.wav", tmp_path, ".npz", (".wav",), False)
+    encode.encode_corpus(codec, work)
+    coded = tokens.read(tmp_path / "long.npz")
+    assert coded.num_samples == 320_123
+    np.testing.assert_array_equal(coded.codes, whole)
+    work = encode.corpus.plan(tmp_path / "long.npz", tmp_path / "out", ".wav", (".npz",), False)
+    decode.decode_corpus(codec, work)
+    wav, _ = soundfile.read(tmp_path / "out/long.wav", dtype="float32")
+    expected = codec.decode(whole)[:320_123]
+    np.testing.assert_allclose(wav, np.clip(expected, -1, 1), atol=1e-4)
+
+
+def test_streamed_resampling_is_whole_resampling(tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "x.flac", sound(300_000), 44_100)
+    whole = encode.read(tmp_path / "x.flac", 16_000)
+    monkeypatch.setattr(encode, "BLOCK", 0.9)
+    streamed = np.concatenate(list(encode.stream(tmp_path / "x.flac", 16_000)))
+    assert abs(len(streamed) - len(whole)) <= 1
+    shared = min(len(streamed), len(whole))
+    np.testing.assert_allclose(streamed[:shared], whole[:shared], atol=1e-5)
+
+
+def test_convert_then_load(tmp_path, small, small_folder):
+    save_torch(tmp_path / "auv.pt", *small)
+    (tmp_path / "auv.json").write_text('{"head_dim": 16}')
+    arguments = ["--input", str(tmp_path / "auv.pt"), "--output", str(tmp_path / "converted")]
+    assert convert.main(["auv", *arguments]) == 0
+    names = sorted(p.name for p in (tmp_path / "converted").iterdir())
+    assert names == ["codec.json", "codec.safetensors"]
+    converted, variables = load_auv_variables(tmp_path / "converted")
+    expected, expected_variables = load_auv_variables(small_folder)
+    assert converted == expected
+    jax.tree.map(np.testing.assert_array_equal, variables, expected_variables)
+
+
+def test_tokens_to_tables(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    clips = {
+        "a": rng.integers(0, 96, 7),
+        "d/b": rng.integers(0, 96, 300),
+        "e": np.array([[1, 2], [3, 4]]),
+    }
+    for name, codes in clips.items():
+        tokens.write(tmp_path / f"in/{name}.npz", tokens.Tokens(codes, 16_000, 320 * len(codes)))
+    (tmp_path / "in/bad.npz").write_bytes(b"PK")
+    for suffix in ("jsonl", "parquet"):
+        options = ["--text", "--codebook-size", "96"]
+        arguments = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / f"t.{suffix}")]
+        assert export_tokens.main(arguments + options) == 1
+        assert "bad.npz" in capsys.readouterr().err
+    rows = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == ["a", "d/b", "e"]
+    assert rows[0]["codes"] == clips["a"].tolist()
+    assert rows[2]["codes"] == [1, 98, 3, 100]
+    assert rows[2]["num_frames"] == 2
+    assert rows[2]["text"] == "<CODEC_1><CODEC_98><CODEC_3><CODEC_100>"
+    parquet = pytest.importorskip("pyarrow.parquet")
+    assert parquet.read_table(tmp_path / "t.parquet").to_pylist() == rows
+
+
+def round_trip(folder, small_folder, count, seconds):
+    """`count` clips of random lengths, every 20th corrupt -> asserts what a corpus user needs."""
+    rng = np.random.default_rng(0)
+    source, bad = folder / "in", set()
+    source.mkdir()
+    for index in range(count):
+        path = source / f"{index:04d}.wav"
+        soundfile.write(path, sound(int(rng.uniform(0.1, seconds) * 16_000), index), 16_000)
+        if index % 20 == 7:
+            bad.add(path.name)
+            data = path.read_bytes()
+            path.write_bytes(data[:20] if index % 40 == 7 else b"\0" * len(data))
+    codec = llmcodec_jax.load_codec(small_folder)
+    coding = encode.corpus.plan(source, folder / "coded", ".npz", (".wav",), False)
+    encode.encode_corpus(codec, coding)
+    decoding = encode.corpus.plan(folder / "coded", folder / "audio", ".wav", (".npz",), False)
+    decode.decode_corpus(codec, decoding)
+    assert codec.compilations <= 8
+    assert {name for name in bad if any(name in f for f in coding.failures)} == bad
+    assert len(coding.failures) == len(bad)
+    assert not decoding.failures
+    for path in sorted(source.iterdir()):
+        if path.name not in bad:
+            made = soundfile.info(str(folder / "audio" / path.name))
+            assert made.frames == soundfile.info(str(path)).frames
+
+
+def test_round_trip_of_forty_clips(tmp_path, small_folder):
+    round_trip(tmp_path, small_folder, 40, 12.0)
+
+
+@pytest.mark.slow
+def test_round_trip_of_a_thousand_clips(tmp_path, small_folder):
+    round_trip(tmp_path, small_folder, 1000, 30.0)
+
+
+@pytest.mark.slow
+def test_an_hour_stays_under_two_gigabytes(tmp_path, small_folder):
+    """The full-size codec with random weights, one hour in, one hour out; memory of a process."""
+    code = """
+import resource, sys
+import jax, numpy as np
+from llmcodec_jax.codec.codec import AUV
+from llmcodec_jax.codec.inference import Codec
+module = AUV()
+wav = np.zeros((1, 3200), "f4")
+variables = jax.jit(lambda k: module.init(k, wav, method="reconstruct"))(jax.random.key(0))
+codec = Codec(module, variables)
+rng = np.random.default_rng(0)
+blocks = (0.1 * rng.standard_normal(160_000).astype("f4") for _ in range(int(sys.argv[1]) // 10))
+codes = np.concatenate(list(codec.encode_stream(blocks)))
+print(len(codes), sum(map(len, codec.decode_stream(codes))))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+    seconds = os.environ.get("LLMCODEC_TEST_SECONDS", "3600")
+    done = subprocess.run(
+        [sys.executable, "-c", code, seconds], check=True, capture_output=True, text=True
+    )
+    frames, samples, gibibytes = done.stdout.split()
+    assert (int(frames), int(samples)) == (int(seconds) * 50, int(seconds) * 16_000)
+    assert float(gibibytes) < 2
