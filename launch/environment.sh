@@ -53,6 +53,9 @@ if ! satisfied "$PYTHON"; then
   if ! satisfied "$PYTHON"; then
     echo "Installing requirements.txt into .venv (a few minutes the first time)"
     "$PYTHON" -m pip install --quiet --disable-pip-version-check packaging -r requirements.txt || exit 1
+    # PESQ comes as source alone: where there is no C compiler the metric is reported as absent.
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check pesq >/dev/null 2>&1 ||
+      echo "pesq could not be built (it needs a C compiler); everything else works without it"
   fi
 fi
 export PYTHON
