@@ -42,9 +42,9 @@ def get_config() -> ConfigDict:
     c.data = data()
 
     c.mesh = ConfigDict()  # devices = data * fsdp * tensor; -1 takes what is left
-    c.mesh.data = -1
-    c.mesh.fsdp = 1
-    c.mesh.tensor = 1
+    c.mesh.data = 1  # copies of the frozen LM; clips are split over data * fsdp
+    c.mesh.fsdp = -1  # devices that share one copy, each layer gathered when its turn comes
+    c.mesh.tensor = 1  # devices that share each matrix product; keep within a host
 
     c.log = log()
     return c
@@ -197,7 +197,9 @@ def log() -> ConfigDict:
     c.eval_clips = 32  # held-out clips
     c.listen = 4  # of them kept as audio and pictures
     c.checkpoint_every = 500
+    c.checkpoint_dir = ""  # where to; "" the run folder. On pods gs://BUCKET/FOLDER
     c.keep = 2  # newest checkpoints kept, beside the best one
+    c.profile = (0, 0)  # steps [first, last) to trace into the run folder; equal: none
     c.tensorboard = True
     c.wandb = False  # Weights & Biases, if installed
     return c

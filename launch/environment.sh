@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: makes or reuses the Python environment and sets $PYTHON.
 #
 # An environment that is already active (or $PYTHON) is used as it is if it has what

@@ -7,6 +7,7 @@ import re
 
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -48,6 +49,9 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> M
         sizes[sizes.index(-1)] = max(len(devices) // known, 1)
     if math.prod(sizes) != len(devices):
         raise ValueError(f"mesh {dict(zip(AXES, sizes, strict=True))} on {len(devices)} devices")
+    if devices[0].platform == "tpu":  # neighbours in the mesh are neighbours on the torus
+        arranged = create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        return Mesh(arranged, AXES)
     return Mesh(np.asarray(devices).reshape(sizes), AXES)
 
 

@@ -1,0 +1,14 @@
+"""A larger batch on sixteen v6e chips (v6e:4x4): sixteen clips of 4 s on each."""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+    c = base.get_config()
+    c.data.batch_size = 256
+    c.data.eval_batch_size = 16
+    c.data.workers = 8
+    c.data.buffer = 16
+    return c

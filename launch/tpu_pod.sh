@@ -1,0 +1,82 @@
+#!/usr/bin/env bash
+# Trains on a Cloud TPU slice: creates or reuses it, copies the project there, runs the trainer
+# on all of its hosts, streams their logs, and starts again after a preemption.
+#   NAME=codec ZONE=us-east5-b TYPE=v6e-16 bash launch/tpu_pod.sh \
+#     --config configs/v6e_16.py --workdir runs/first --config.log.checkpoint_dir=gs://BUCKET/first
+# Needs the gcloud command, signed in, with a default project. Costs money from the moment the
+# slice exists: `DELETE=1` removes it at the end. Checkpoints must go where all hosts reach, and where
+# they outlive the slice: a bucket. Metrics and the report lie on the slice's first host.
+#
+#   NAME      the slice's name; one that exists is reused
+#   ZONE      where it is
+#   TYPE      accelerator type: v5litepod-16, v5p-8, v6e-16, ...
+#   VERSION   software version (default: what suits the type)
+#   SPOT      1: cheaper, may be taken away at any time (default 0)
+#   RETRIES   starts after preemptions or failures before giving up (default 20)
+#   DELETE    1: delete the slice when the run has ended (default 0)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+: "${NAME:?the name of the slice}" "${ZONE:?its zone}" "${TYPE:?its accelerator type}"
+case "$TYPE" in
+  v6e*) default_version=v2-alpha-tpuv6e ;;
+  v5p*) default_version=v2-alpha-tpuv5 ;;
+  v5lite*) default_version=v2-alpha-tpuv5-lite ;;
+  *) default_version=tpu-ubuntu2204-base ;;
+esac
+VERSION="${VERSION:-$default_version}"
+tpu() { gcloud compute tpus tpu-vm "$@" --zone "$ZONE"; }
+state() { tpu describe "$NAME" --format='value(state)' 2>/dev/null || true; }
+
+# LIBTPU_INIT_ARGS, each for hiding communication behind computation:
+libtpu=(
+  --xla_tpu_enable_async_collective_fusion=true                  # collectives run inside products
+  --xla_tpu_enable_async_collective_fusion_fuse_all_gather=true  # the layers' weights among them
+  --xla_tpu_enable_async_collective_fusion_multiple_steps=true   # over several products if need be
+  --xla_tpu_overlap_compute_collective_tc=true                   # let both use the core at once
+  --xla_enable_async_all_gather=true                             # fetch the next layer early
+)
+
+ensure() { # a slice that is READY
+  case "$(state)" in
+    READY) return 0 ;;
+    "") ;;
+    *) tpu delete "$NAME" --quiet || true ;; # PREEMPTED, TERMINATED, ...: useless now
+  esac
+  local spot=()
+  [ "${SPOT:-0}" = 1 ] && spot=(--spot)
+  tpu create "$NAME" --accelerator-type "$TYPE" --version "$VERSION" "${spot[@]}"
+}
+
+install() { # the project (as committed) and its requirements on every host
+  git archive --format=tar.gz --output=/tmp/llmcodec.tar.gz HEAD
+  tpu scp /tmp/llmcodec.tar.gz "$NAME:" --worker=all
+  tpu ssh "$NAME" --worker=all --command='
+    set -e; mkdir -p llmcodec; tar -xzf llmcodec.tar.gz -C llmcodec; cd llmcodec
+    [ -d .venv ] || python3 -m venv .venv
+    .venv/bin/pip install --quiet "jax[tpu]" -r requirements.txt'
+}
+
+train() { # the same command on every host; JAX finds the others through the TPU's metadata
+  local arguments
+  printf -v arguments '%q ' "$@"
+  # Ctrl-C or a preemption notice reaches the trainers as SIGTERM or SIGHUP: they save and leave.
+  tpu ssh "$NAME" --worker=all --command="
+    cd llmcodec; export LLMCODEC_DISTRIBUTED=1 LLMCODEC_PEER_TIMEOUT=100
+    export LIBTPU_INIT_ARGS='${libtpu[*]}'
+    exec .venv/bin/python -m llmcodec_jax.train $arguments"
+}
+
+status=1
+for ((attempt = 0; attempt <= ${RETRIES:-20}; attempt++)); do
+  if ensure && install && train "$@"; then
+    status=0
+    break
+  fi
+  echo "attempt $((attempt + 1)) ended early (slice: $(state)); resuming in a minute" >&2
+  sleep 60
+done
+if [ "${DELETE:-0}" = 1 ]; then
+  tpu delete "$NAME" --quiet
+fi
+exit "$status"
