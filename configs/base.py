@@ -58,6 +58,9 @@ def codec() -> ConfigDict:
     c.width = 512  # D
     c.encoder_layers = 8
     c.decoder_layers = 12
+    c.head_dim = 64  # width of an attention head; divides width
+    c.ffn_multiple = 4  # feed-forward width over D
+    c.conv_kernel = 31  # taps of the depthwise convolution
     c.codebook_size = 20_480  # V
     c.code_dim = 8  # width of the search space
     c.levels = 1  # residual codebooks

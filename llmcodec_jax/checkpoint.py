@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 logger = logging.getLogger(__name__)
@@ -70,11 +71,12 @@ def check_config(saved: dict, current: dict, folder: Path) -> None:
 class Checkpoints:
     """The checkpoints below one run folder. Newest `keep` and the best by held-out mel stay."""
 
-    def __init__(self, workdir: Path, keep: int):
-        self.folder = Path(workdir) / "checkpoints"
+    def __init__(self, workdir: str | Path, keep: int):
+        """`workdir`: a folder that all processes reach, or gs://BUCKET/FOLDER."""
+        self.folder = epath.Path(workdir) / "checkpoints"
         best = BestN(get_metric_fn=lambda metrics: metrics["mel"], reverse=True, n=1)
         self._manager = ocp.CheckpointManager(
-            str(self.folder) if "://" in str(workdir) else self.folder.resolve(),
+            self.folder if "://" in str(workdir) else self.folder.resolve(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
                 enable_async_checkpointing=True,

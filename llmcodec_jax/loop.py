@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from llmcodec_jax import heldout, pictures
+from llmcodec_jax import chips, costs, distributed, heldout, pictures, sharding
 from llmcodec_jax.checkpoint import Checkpoints
 from llmcodec_jax.codec.folder import save_codec_folder
 from llmcodec_jax.journal import Journal, plain
@@ -67,17 +67,27 @@ class Steps:
 
     def __init__(self, run: Run):
         self._run, self._compiled = run, {}
-        self.flops = 0.0  # of the current phase's step, as the compiler counts them
+        self.flops = 0.0  # of the current phase's step, over all devices
 
     def __call__(self, phase, state, batch):
-        if phase not in self._compiled:
+        """-> (state, report, whether it was compiled just now)."""
+        fresh = phase not in self._compiled
+        if fresh:
             logger.info("compiling for %s", phase)
-            step = functools.partial(train_step, method=self._run.method, phase=phase)
-            jitted = jax.jit(step, donate_argnums=0)
-            self._compiled[phase] = jitted.lower(state, self._run.lm_params, batch).compile()
-        compiled = self._compiled[phase]
-        self.flops = (compiled.cost_analysis() or {}).get("flops", 0.0)
-        return compiled(state, self._run.lm_params, batch)
+            self._compiled[phase] = self._compile(phase, state, batch)
+        compiled, self.flops = self._compiled[phase]
+        with jax.transfer_guard("disallow"):  # all is on the devices already: keep it so
+            state, report = compiled(state, self._run.lm_params, batch)
+        return state, report, fresh
+
+    def _compile(self, phase, state, batch):
+        step = functools.partial(train_step, method=self._run.method, phase=phase)
+        kept = jax.tree.map(lambda x: x.sharding, state)
+        shardings = (kept, sharding.replicated(self._run.mesh))
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=shardings)
+        with jax.set_mesh(self._run.mesh):
+            traced = jitted.trace(state, self._run.lm_params, batch)
+            return traced.lower().compile(), costs.work(traced.jaxpr.jaxpr).flops
 
 
 def train(run: Run, state, batches) -> bool:
@@ -88,7 +98,7 @@ def train(run: Run, state, batches) -> bool:
     total, log = run.method.schedule.total_steps, run.log
     start = step = int(state.step)
     steps, pending, mel = Steps(run), None, float("inf")
-    clock = Clock(run, start)
+    clock, stop = Clock(run, start), distributed.StopVote(run.mesh)
 
     def settle(pending):
         """Reads a finished step's report, one step late, so that the device never waits."""
@@ -99,25 +109,42 @@ def train(run: Run, state, batches) -> bool:
 
     with Interrupted() as interrupted:
         while True:
-            finished = step >= total
-            if finished or interrupted.name or step % log.eval_every == 0:
+            distributed.watch()
+            finished, stopping = step >= total, stop(bool(interrupted.name))
+            profile(run, state, step)
+            if finished or stopping or step % log.eval_every == 0:
                 pending = settle(pending)
             if finished or step % log.eval_every == 0:
                 mel = look(run, state, step)
                 clock.pause(step)
-            if step > start and (finished or interrupted.name or step % log.checkpoint_every == 0):
+            if step > start and (finished or stopping or step % log.checkpoint_every == 0):
                 position = batches.state()
                 run.checkpoints.save(step, state, position, run.config, run.lm_digest, mel)
                 save_codec(run, state)
-            if finished or interrupted.name:
+            if finished or stopping:
                 break
-            state, report = steps(run.method.phase(step), state, next(batches))
+            state, report, fresh = steps(run.method.phase(step), state, next(batches))
             settle(pending)
             pending = (step, report)
             step += 1
-    if interrupted.name:
-        logger.info("%s: saved step %d; the same command resumes", interrupted.name, step)
+            if fresh:
+                clock.pause(step)
+    distributed.rest()
+    if stopping and not finished:
+        why = interrupted.name or "another process was interrupted"
+        logger.info("%s: saved step %d; the same command resumes", why, step)
     return finished
+
+
+def profile(run: Run, state, step: int) -> None:
+    """Traces steps [first, last) of `log.profile` into the run folder, for TensorBoard."""
+    first, last = run.log.profile
+    if first < last and step in (first, last):
+        jax.block_until_ready(state)  # the window holds exactly its own steps
+        if step == first:
+            jax.profiler.start_trace(str(run.workdir / "profile"))
+        else:
+            jax.profiler.stop_trace()
 
 
 class Clock:
@@ -126,13 +153,15 @@ class Clock:
     def __init__(self, run: Run, step: int):
         batch = run.config["data"]["batch_size"]
         self._audio = batch * run.config["data"]["clip_seconds"]
+        self._peak = chips.peak_flops(run.mesh.devices.flatten())
         self.pause(step)
 
     def pause(self, step: int):
         self._step, self._time = step, time.perf_counter()
 
     def rates(self, step: int, flops: float) -> dict:
-        """steps/s, seconds of audio/s and FLOP/s since the last call."""
+        """steps/s, seconds of audio/s, FLOP/s and, where the chip's peak is known, the share of
+        it that the matrix products use (MFU), since the last call."""
         elapsed = max(time.perf_counter() - self._time, 1e-9)
         per_second = (step - self._step) / elapsed
         self.pause(step)
@@ -140,7 +169,7 @@ class Clock:
             "speed/steps_per_second": per_second,
             "speed/audio_seconds_per_second": per_second * self._audio,
             "speed/tflops": per_second * flops / 1e12,
-        }
+        } | ({"speed/mfu": per_second * flops / self._peak} if self._peak else {})
 
 
 def check_finite(method: Method, step: int, report: dict) -> None:
@@ -170,9 +199,14 @@ def look(run: Run, state, step: int) -> float:
     """Evaluates on the held-out clips; writes the row, pictures and sound; returns mel."""
     method = run.method
     with_lm = method.lm is not None
-    jitted = _eval_step(method, with_lm)
+    jitted = _eval_step(method, with_lm, run.mesh)
+
+    def evaluate_batch(batch):
+        with jax.set_mesh(run.mesh):
+            return jitted(state, run.lm_params, sharding.put_whole(batch, run.mesh))
+
     scalars, pairs, histogram = heldout.evaluate(
-        lambda batch: jitted(state, run.lm_params, batch),
+        evaluate_batch,
         run.heldout,
         method.codec.sample_rate,
         run.log.listen,
@@ -194,14 +228,14 @@ def look(run: Run, state, step: int) -> float:
 
 
 @functools.lru_cache(maxsize=2)
-def _eval_step(method: Method, with_lm: bool):
-    return jax.jit(functools.partial(eval_step, method=method, with_lm=with_lm))
+def _eval_step(method: Method, with_lm: bool, mesh):
+    step = functools.partial(eval_step, method=method, with_lm=with_lm)
+    return jax.jit(step, out_shardings=sharding.replicated(mesh))
 
 
 def save_codec(run: Run, state) -> None:
     """The codec alone, where `load_codec(workdir)` finds it."""
+    variables = {"params": state.params["codec"], "batch_stats": state.batch_stats}
+    variables = sharding.gather(variables, run.mesh)
     if jax.process_index() == 0:
-        variables = jax.device_get(
-            {"params": state.params["codec"], "batch_stats": state.batch_stats}
-        )
         save_codec_folder(run.workdir / "codec", run.method.codec, variables)

@@ -13,11 +13,13 @@ from pathlib import Path
 
 import jax
 from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from llmcodec_jax import journal, loop, pictures, run_report, sharding
+from llmcodec_jax import distributed, journal, loop, pictures, run_report, sharding
 from llmcodec_jax.checkpoint import CheckpointError, Checkpoints
+from llmcodec_jax.data.cache import cache_dir
 from llmcodec_jax.data.embedded import fetch_lm
 from llmcodec_jax.data.pipeline import DataError, eval_batches, make_loader
 from llmcodec_jax.data.prefetch import prefetch
@@ -85,7 +87,7 @@ def open_data(config, method: Method, tokenizer):
         eval_sources or sources,
         split="all" if eval_sources else "eval",
         **heldout,
-        **common,
+        **common | {"process_index": 0, "process_count": 1},  # every process holds them whole
         **data,
     )
     return loader, batches, prefetched
@@ -123,7 +125,7 @@ def run(config, workdir: Path) -> int:
         pictures.timetable(method).savefig(workdir / "schedule.png", dpi=110, bbox_inches="tight")
 
     build, abstract = start_state(config, method, lm_params, mesh)
-    checkpoints = Checkpoints(workdir, config.log.keep)
+    checkpoints = Checkpoints(config.log.checkpoint_dir or workdir, config.log.keep)
     restored = checkpoints.restore(abstract, config.to_dict(), lm_digest)
     if restored:
         state, position = restored
@@ -176,16 +178,25 @@ def parse_flags(argv):
 
 
 def main(_) -> int:
+    speak_up()
     config = CONFIG.value
     path = config_flags.get_config_filename(flags.FLAGS["config"])
     workdir = Path(WORKDIR.value or Path("runs") / Path(path).stem)
     if CACHE.value:
         os.environ["LLMCODEC_CACHE"] = CACHE.value
+    distributed.join()
+    keep_compilations()
     try:
         return run(config, workdir)
     except (CheckpointError, DataError, loop.NonFiniteError, ValueError) as error:
         logger.error("%s", error)
         return 1
+
+
+def keep_compilations() -> None:
+    """Compiled programs stay in the cache folder, unless JAX_COMPILATION_CACHE_DIR says where."""
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
 
 
 def speak_up() -> None:
@@ -195,6 +206,7 @@ def speak_up() -> None:
     ours = logging.getLogger("llmcodec_jax")
     ours.handlers, ours.propagate = [handler], False
     ours.setLevel(logging.INFO)
+    absl_logging.set_verbosity(absl_logging.WARNING)
 
 
 class _BarSafeHandler(logging.StreamHandler):
@@ -204,5 +216,4 @@ class _BarSafeHandler(logging.StreamHandler):
 
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    speak_up()
     app.run(main, flags_parser=parse_flags)
