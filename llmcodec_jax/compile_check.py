@@ -2,16 +2,23 @@
 
     python -m llmcodec_jax.compile_check --config configs/base.py --topology v5e:4x4
 
-Needs no weights and no accelerator. Exits with 1 if the step does not fit. Topologies: v4, v5e,
-v5p, v6e, tpu7x with the slice's shape in chips (v5e:4x4, v5p:2x2x1), compiled by `libtpu`;
-gpu:80GB or gpu:8x80GB for GPUs by memory, and cpu:8, both compiled by XLA for CPUs, so that their
-activation memory is an estimate. --config.section.field=value as in training.
+Needs no weights and no accelerator. Exits with 1 if the step does not fit. Topologies:
+
+    v5e:4x4, v5p:2x2x1, ...   TPU (v4, v5e, v5p, v6e, tpu7x) and its shape in chips; needs libtpu
+    gpu:80GB, gpu:8x80GB      GPUs by memory, compiled for CPUs: activations are an estimate
+    cpu:8                     simulated devices
+
+libtpu is taken from the environment or, better, from $TPU_LIBRARY_PATH (one in the environment
+makes every other JAX program look for a TPU first):
+    pip install --target ~/libtpu libtpu; export TPU_LIBRARY_PATH=~/libtpu/libtpu/libtpu.so
+--config.section.field=value as in training.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 import json
 import logging
 import os
@@ -84,15 +91,14 @@ def target(name: str) -> Target:
         described = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except Exception as error:  # JAX gives a RuntimeError subclass of the plugin's or an OSError
         if not _has_libtpu():
-            raise TopologyError("libtpu is missing: pip install libtpu (no TPU needed)") from error
+            missing = "libtpu is missing (no TPU is needed): pip install libtpu"
+            raise TopologyError(f"{missing}, or set TPU_LIBRARY_PATH") from error
         raise TopologyError(f"libtpu does not know {name!r}: {error}") from error
     return Target(name, list(described.devices), chips.CHIPS[kind], False)
 
 
 def _has_libtpu() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("libtpu") is not None
+    return "TPU_LIBRARY_PATH" in os.environ or importlib.util.find_spec("libtpu") is not None
 
 
 def abstract_lm(config) -> tuple[LMConfig | None, dict | None]:

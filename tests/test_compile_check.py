@@ -1,6 +1,5 @@
 """Compile reports: exact work, exchanges inside loops, what fits, and clear refusals."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -132,10 +131,7 @@ def test_the_command_on_simulated_devices(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="libtpu is not installed (pip install libtpu)",
-)
+@pytest.mark.skipif(not compile_check._has_libtpu(), reason="no libtpu: pip install libtpu")
 def test_the_command_for_a_tpu(tmp_path):
     result = check("v5e:2x2", tmp_path / "report.json")
     assert result.returncode == 0, result.stderr[-2000:]
