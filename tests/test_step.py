@@ -25,9 +25,9 @@ def tiny_method(**changes) -> Method:
     """configs/base.py shrunk until it compiles in seconds; every part is there."""
     c = base.get_config()
     c.total_steps = 10
-    c.codec.update(width=32, encoder_layers=1, decoder_layers=1, codebook_size=64, dtype="float32")
-    with c.unlocked():
-        c.codec.head_dim = 16
+    c.codec.update(
+        head_dim=16, width=32, encoder_layers=1, decoder_layers=1, codebook_size=64, dtype="float32"
+    )
     c.discriminators.update(
         periods=(2,), period_channels=(4, 8), scales=1, scale_channels=(4, 8), dtype="float32"
     )

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import llmcodec_jax
-from configs import base
+from configs import base, codec_pretrain
 from llmcodec_jax import export, loop, train
 from llmcodec_jax.interop.torch_auv import load_auv_variables
 from tests.conftest import WORDS, babble
@@ -124,6 +124,25 @@ def test_export_takes_codec_and_language_model_out(finished, tmp_path, tiny_lm):
         np.testing.assert_array_equal(merged[name], text[name], err_msg=name)
     assert not np.array_equal(merged[rows][words:], merged["lm_head.weight"][words:])
     assert sorted(p.name for p in (finished / "checkpoints").iterdir()) == before
+
+
+@pytest.mark.slow
+def test_pretraining_config_shrunk_learns_from_several_domains(tmp_path, tiny_lm, speech):
+    """configs/codec_pretrain.py: no LM, nested partitions, BatchNorm and codebook learning."""
+    c = shrunk(codec_pretrain, tiny_lm, speech)
+    c.lm.path = ""
+    c.data.sources = ((f"librispeech:{speech}", 0.5, "speech"), (f"folder:{speech}", 0.5, "music"))
+    c.training.revive_every = 2
+    c.schedule.update(discriminator_start=0.3, adversarial_start=0.4)
+    assert train.run(c, tmp_path) == 0
+    steps = [row for row in rows(tmp_path) if "loss/mel" in row]
+    assert len(steps) == STEPS
+    assert not any(name.startswith("loss/ftp") for name in steps[-1])
+    assert "loss/discriminator" not in steps[0]
+    assert "loss/discriminator" in steps[-1]
+    stats = load_auv_variables(str(tmp_path))[1]["batch_stats"]
+    means = stats["encoder"]["conformer"]["layers"]["convolution"]["conv_norm"]["mean"]
+    assert np.any(np.asarray(means))
 
 
 class InterruptAt:
