@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from llmcodec_jax import metrics
+from llmcodec_jax.codec.quantizer import code_counts
 from llmcodec_jax.language import TextStates, language_losses, shift
 from llmcodec_jax.lm.heads import horizon_weights
 from llmcodec_jax.losses import adversarial
@@ -136,8 +137,7 @@ def codec_forward(method: Method, phase: Phase, state: TrainState, lm_params, ba
 def code_histogram(output: CodecOutput, codebook_size: int) -> jax.Array:
     """How often each first-level code occurs on valid frames, float32 [V]."""
     codes = output.codes if output.codes.ndim == 2 else output.codes[..., 0]
-    weight = output.frame_mask.astype(jnp.float32)
-    return jnp.zeros((codebook_size,), jnp.float32).at[codes].add(weight)
+    return code_counts(codes, output.frame_mask, codebook_size)
 
 
 def adversarial_players(method: Method, state: TrainState, batch: Batch, fake, counts):
