@@ -22,7 +22,6 @@ import importlib.util
 import json
 import logging
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -34,9 +33,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
-from ml_collections import config_flags
 
-from llmcodec_jax import chips, costs, sharding
+from llmcodec_jax import chips, command_line, costs, sharding
 from llmcodec_jax.lm import qwen3
 from llmcodec_jax.lm.config import LMConfig
 from llmcodec_jax.method import Method
@@ -44,7 +42,7 @@ from llmcodec_jax.state import init_state
 from llmcodec_jax.step import train_step
 from llmcodec_jax.types import Batch
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("llmcodec_jax.compile_check")  # also when run as __main__
 GIB = 2**30
 
 
@@ -319,21 +317,25 @@ def describe(report: dict) -> str:
     return "\n".join(lines)
 
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Run description, such as configs/base.py")
 TOPOLOGY = flags.DEFINE_string("topology", None, "v5e:4x4, v5p:2x2x1, gpu:80GB, cpu:8, ...")
 OUTPUT = flags.DEFINE_string("output", None, "Where to write the report as JSON")
 PHASES = flags.DEFINE_enum("phases", "last", ["last", "all"], "Which of the run's phases")
-flags.mark_flags_as_required(["config", "topology"])
+flags.adopt_module_key_flags(command_line)
+flags.mark_flag_as_required("config")
 
 
 def main(_) -> int:
+    command_line.speak_up()
+    if not TOPOLOGY.value:
+        logger.error("--topology is needed, such as --topology v5e:4x4")
+        return 2
     kind, _, shape = TOPOLOGY.value.partition(":")
     if kind in ("cpu", "gpu"):
         count = shape if kind == "cpu" else (shape.rpartition("x")[0] or 1)
         flag = f"--xla_force_host_platform_device_count={count}"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
     try:
-        report = check(CONFIG.value, target(TOPOLOGY.value), PHASES.value)
+        report = check(command_line.CONFIG.value, target(TOPOLOGY.value), PHASES.value)
     except ValueError as error:
         logger.error("%s", error)
         return 2
@@ -344,5 +346,4 @@ def main(_) -> int:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    app.run(main)
+    app.run(main, flags_parser=command_line.parse_flags)

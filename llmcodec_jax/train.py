@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from pathlib import Path
 
 import jax
 from absl import app, flags
-from absl import logging as absl_logging
 from ml_collections import config_flags
-from tqdm import tqdm
 
-from llmcodec_jax import distributed, journal, loop, pictures, run_report, sharding
+from llmcodec_jax import (
+    command_line,
+    distributed,
+    journal,
+    loop,
+    pictures,
+    run_report,
+    sharding,
+)
 from llmcodec_jax.checkpoint import CheckpointError, Checkpoints
 from llmcodec_jax.data.cache import cache_dir
 from llmcodec_jax.data.embedded import fetch_lm
+from llmcodec_jax.data.packages import FetchError
 from llmcodec_jax.data.pipeline import DataError, eval_batches, make_loader
 from llmcodec_jax.data.prefetch import prefetch
 from llmcodec_jax.interop.torch_auv import load_auv_variables
@@ -29,14 +35,25 @@ from llmcodec_jax.lm.weights import digest
 from llmcodec_jax.method import Method
 from llmcodec_jax.state import init_state
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("llmcodec_jax.train")  # also when run as __main__
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Run description, such as configs/base.py")
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder (default: runs/NAME_OF_THE_CONFIG)")
 CACHE = flags.DEFINE_string(
     "cache", None, "Where fetched speech and models are kept (default: ~/.cache/llmcodec_jax)"
 )
+flags.adopt_module_key_flags(command_line)
 flags.mark_flag_as_required("config")
+
+
+FAILURES = (
+    CheckpointError,
+    DataError,
+    FetchError,
+    OSError,
+    ValueError,
+    loop.NonFiniteError,
+)
+"""What ends a run with one line that says what to do, not with a traceback."""
 
 
 def load_language_model(config, mesh):
@@ -166,20 +183,9 @@ def run(config, workdir: Path) -> int:
     return 0
 
 
-def parse_flags(argv):
-    """absl's parser, with one clear line instead of a traceback for a mistyped config field."""
-    try:
-        return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError, TypeError) as error:
-        reason = str(error).strip("'\"").replace("\\n", " ").replace("\\'", "'")
-        sys.exit(f"error: config field {reason}")
-    except FileNotFoundError as error:
-        sys.exit(f"error: {error}")
-
-
 def main(_) -> int:
-    speak_up()
-    config = CONFIG.value
+    command_line.speak_up()
+    config = command_line.CONFIG.value
     path = config_flags.get_config_filename(flags.FLAGS["config"])
     workdir = Path(WORKDIR.value or Path("runs") / Path(path).stem)
     if CACHE.value:
@@ -188,7 +194,7 @@ def main(_) -> int:
     keep_compilations()
     try:
         return run(config, workdir)
-    except (CheckpointError, DataError, loop.NonFiniteError, ValueError) as error:
+    except FAILURES as error:
         logger.error("%s", error)
         return 1
 
@@ -199,21 +205,6 @@ def keep_compilations() -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
 
 
-def speak_up() -> None:
-    """Our own log lines on stderr, past the progress bar; other libraries' only from WARNING."""
-    handler = _BarSafeHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    ours = logging.getLogger("llmcodec_jax")
-    ours.handlers, ours.propagate = [handler], False
-    ours.setLevel(logging.INFO)
-    absl_logging.set_verbosity(absl_logging.WARNING)
-
-
-class _BarSafeHandler(logging.StreamHandler):
-    def emit(self, record):
-        tqdm.write(self.format(record), file=sys.stderr)
-
-
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    app.run(main, flags_parser=parse_flags)
+    app.run(main, flags_parser=command_line.parse_flags)
