@@ -12,7 +12,8 @@ def equal_on(*meshes: str) -> None:
     """In a process of its own: the device count is fixed when JAX starts."""
     flags = (
         "--xla_force_host_platform_device_count=8 --xla_llvm_disable_expensive_passes=true "
-        "--xla_backend_optimization_level=0"
+        "--xla_backend_optimization_level=0 "
+        "--xla_cpu_collective_call_terminate_timeout_seconds=600"
     )
     result = subprocess.run(
         [sys.executable, "-m", "tests.multidevice.step_on_meshes", *meshes],
@@ -26,6 +27,7 @@ def equal_on(*meshes: str) -> None:
     assert result.stdout.count("equal") == len(meshes)
 
 
+@pytest.mark.slow
 def test_eight_devices_equal_one():
     equal_on("8,1,1", "2,2,2")
 
