@@ -1,14 +1,5 @@
-"""The paper's scale on sixteen v6e chips (v6e:4x4): four clips of 4 s on each."""
+"""The paper's scale on sixteen v6e chips (v6e:4x4): the batch of sixteen v5e chips."""
 
-from ml_collections import ConfigDict
+from configs.v5e_16 import get_config
 
-from configs import base
-
-
-def get_config() -> ConfigDict:
-    c = base.get_config()
-    c.data.batch_size = 64
-    c.data.eval_batch_size = 16
-    c.data.workers = 8
-    c.data.buffer = 16
-    return c
+__all__ = ["get_config"]

@@ -2,13 +2,10 @@
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import v6e_16
 
 
 def get_config() -> ConfigDict:
-    c = base.get_config()
+    c = v6e_16.get_config()
     c.data.batch_size = 256
-    c.data.eval_batch_size = 16
-    c.data.workers = 8
-    c.data.buffer = 16
     return c

@@ -198,8 +198,7 @@ def write_row(run: Run, step: int, report: dict, rates: dict) -> None:
 def look(run: Run, state, step: int) -> float:
     """Evaluates on the held-out clips; writes the row, pictures and sound; returns mel."""
     method = run.method
-    with_lm = method.lm is not None
-    jitted = _eval_step(method, with_lm, run.mesh)
+    jitted = _eval_step(method, run.mesh)
 
     def evaluate_batch(batch):
         with jax.set_mesh(run.mesh):
@@ -228,8 +227,8 @@ def look(run: Run, state, step: int) -> float:
 
 
 @functools.lru_cache(maxsize=2)
-def _eval_step(method: Method, with_lm: bool, mesh):
-    step = functools.partial(eval_step, method=method, with_lm=with_lm)
+def _eval_step(method: Method, mesh):
+    step = functools.partial(eval_step, method=method)
     return jax.jit(step, out_shardings=sharding.replicated(mesh))
 
 

@@ -81,7 +81,7 @@ def _skipped(skipped: dict) -> str:
     return page.paragraph(text) + (page.table(["reason", "times"], reasons) if reasons else "")
 
 
-def write(workdir: Path, method: Method, config: dict, skipped: dict) -> Path:
+def write(workdir: Path, method: Method, skipped: dict) -> Path:
     """Reads the run's rows and sounds and writes workdir/report.html."""
     rows = read_rows(workdir)
     evaluations = [row for row in rows if "eval/mel" in row]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -194,7 +192,7 @@ def train_step(
     return next_state, report
 
 
-def eval_step(state: TrainState, lm_params, batch: Batch, *, method: Method, with_lm: bool) -> dict:
+def eval_step(state: TrainState, lm_params, batch: Batch, *, method: Method) -> dict:
     """Held-out batch -> {"wav" [B, N], "codes" [B, T], "histogram" [V], "losses" (sum, count)}.
 
     No domain is given, all codes are open, the bridge samples without noise.
@@ -202,7 +200,7 @@ def eval_step(state: TrainState, lm_params, batch: Batch, *, method: Method, wit
     variables = {"params": state.params["codec"], "batch_stats": state.batch_stats}
     output, wav, _ = run_codec(method, *variables.values(), batch, train=False)
     losses = {"vq": metrics.per_item(output.vq_loss, batch.wav_length > 0)}
-    if with_lm:
+    if method.lm:
         table = method.codec.apply(variables, method="search_table")
         key = stream(jax.random.wrap_key_data(state.key), 0, "eval")
         spoken, _ = language_losses(
@@ -225,12 +223,3 @@ def eval_step(state: TrainState, lm_params, batch: Batch, *, method: Method, wit
         "histogram": code_histogram(output, method.codec.codebook_size),
         "losses": losses,
     }
-
-
-def make_train_step(method: Method, phase: Phase) -> Callable:
-    """`train_step` for one static phase, ready for `jax.jit(..., donate_argnums=0)`."""
-
-    def step(state, lm_params, batch):
-        return train_step(state, lm_params, batch, method=method, phase=phase)
-
-    return step

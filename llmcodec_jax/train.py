@@ -72,7 +72,7 @@ def load_language_model(config, mesh):
 
 
 def open_data(config, method: Method, tokenizer):
-    """-> (endless loader of this process's rows, fixed held-out batches)."""
+    """-> (endless loader of this process's rows, fixed held-out batches, prefetch depth)."""
     data = config.data.to_dict()
     clip = round(data.pop("clip_seconds") * method.codec.sample_rate)
     prefetched, workers, threads, buffer = (
@@ -111,7 +111,7 @@ def open_data(config, method: Method, tokenizer):
 
 
 def start_state(config, method: Method, lm_params, mesh):
-    """Shapes -> shardings -> jit-init on the devices; then the weights of --config.init, if any."""
+    """Shapes -> shardings -> (jitted initialiser on the devices, placed shapes to restore into)."""
     abstract = jax.eval_shape(lambda lm: init_state(method, lm, config.seed), lm_params)
     placed = sharding.shardings(abstract, mesh, sharding.STATE_RULES)
     build = jax.jit(lambda lm: init_state(method, lm, config.seed), out_shardings=placed)
@@ -178,7 +178,7 @@ def run(config, workdir: Path) -> int:
         book.close()
     checkpoints.close()
     if jax.process_index() == 0 and finished:
-        page = run_report.write(workdir, method, config.to_dict(), loader.skipped())
+        page = run_report.write(workdir, method, loader.skipped())
         logger.info("report: %s", page)
     return 0
 
