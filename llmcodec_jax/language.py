@@ -85,24 +85,44 @@ def read_text(method: Method, lm_params, batch: Batch) -> TextStates:
     )
 
 
-def cross_bridge(method: Method, params, table, output: CodecOutput, key, gate, temperature, mode):
-    """Codec output -> `bridge.BridgeOutput`: LM inputs, sampled codes, label likelihood."""
-    options = method.bridge
-    if options.logits == "native":
-        query, weight, bias = bridging.native_logits(output.query, table, options.scale)
+def search_logits(method: Method, params, table, output: CodecOutput, gate):
+    """Codec output -> (query, weight, bias) of the bridge's logits; `gate` scales its gradient."""
+    if method.bridge.logits == "native":
+        query, *rest = bridging.native_logits(output.query, table, method.bridge.scale)
     else:
-        query, weight, bias = bridging.projection_logits(output.quantised, params["bridge"])
-    return bridging.bridge(
-        scale_gradient(query, gate),
-        weight,
-        bias,
-        params["audio_embedding"],
-        key,
+        query, *rest = bridging.projection_logits(output.quantised, params["bridge"])
+    return scale_gradient(query, gate), *rest
+
+
+def pull_on_targets(method: Method, logits, hidden, heads, output: CodecOutput, temperature):
+    """How the predicted codes themselves would lower the FTP loss -> [K] sums, each zero in value.
+
+    The loss of head k at a frame is logsumexp(h W) - h W[code]. As published its gradient
+    reaches the codec through the codes that the LM *read*; here also through the code that it was
+    to *predict*, relaxed as in the bridge (mode "ste", heads and states held fixed): the codec
+    is drawn to the better predicted one of two codes that serve the sound equally well.
+    """
+    horizons, size, width = heads.shape
+    rows = jax.lax.stop_gradient(heads).transpose(1, 0, 2).reshape(size, horizons * width)
+    crossed = bridging.bridge(
+        *logits,
+        rows,
+        jax.random.key(0),  # not read: there is no noise
         temperature,
-        mode=mode,
+        mode="ste",
         labels=output.codes,
-        chunk=options.chunk,
+        chunk=method.bridge.chunk,
     )
+    batch, frames, _ = hidden.shape
+    rows = crossed.embeds.reshape(batch, frames, horizons, width)
+    states = jax.lax.stop_gradient(hidden).astype(jnp.float32)
+    sums = []
+    for k in range(horizons):  # frame s is predicted from the state at s - k
+        reader = jnp.pad(states, ((0, 0), (k, 0), (0, 0)))[:, :frames]
+        score = jnp.sum(reader * rows[:, :, k], axis=-1)
+        score = score - jax.lax.stop_gradient(score)
+        sums.append(-jnp.sum(score * output.frame_mask))
+    return jnp.stack(sums)
 
 
 def language_losses(
@@ -126,8 +146,16 @@ def language_losses(
     noise, labels are clean, and nothing is meant to be differentiated.
     """
     sample_key, noise_key = jax.random.split(key)
-    mode = method.bridge.mode if training else "detach"
-    crossed = cross_bridge(method, params, table, output, sample_key, gate, temperature, mode)
+    logits = search_logits(method, params, table, output, gate)
+    crossed = bridging.bridge(
+        *logits,
+        params["audio_embedding"],
+        sample_key,
+        temperature,
+        mode=method.bridge.mode if training else "detach",
+        labels=output.codes,
+        chunk=method.bridge.chunk,
+    )
     mask = output.frame_mask
     read = read_audio(method, lm_params, crossed.embeds, mask)
     noise = method.bridge.label_noise if training else 0.0
@@ -138,6 +166,14 @@ def language_losses(
         "accuracy/bridge_sampled": (jnp.sum((crossed.ids == output.codes) * mask), mask.sum()),
     }
     losses |= ftp.ftp_loss(read.hidden[:, :-1], params["ftp_heads"], labels, mask)
+    if training and method.bridge.target_gradient:
+        share = method.bridge.target_gradient
+        pull = pull_on_targets(
+            method, logits, read.hidden[:, :-1], params["ftp_heads"], output, temperature
+        )
+        for k, own in enumerate(share * pull, start=1):
+            total, count = losses[f"ftp/{k}"]
+            losses[f"ftp/{k}"] = (total + own, count)
     if not method.align:
         return losses, None
     text = read_text(method, lm_params, batch)

@@ -29,12 +29,15 @@ class Bridge:
     chunk: int = 512  # codes handled at once; bounds the memory, never changes the result
     jitter: int = 24  # samples by which the LM branch's audio is shifted at random, either way
     label_noise: float = 0.015  # share of FTP labels replaced by random codes
+    target_gradient: float = 0.0  # FTP gradient through the predicted codes; 0 as published
 
     def __post_init__(self):
         if self.logits not in ("native", "projection"):
             raise ValueError("bridge.logits is 'native' or 'projection'")
         if self.mode not in ("gumbel", "ste", "detach"):
             raise ValueError("bridge.mode is 'gumbel', 'ste' or 'detach'")
+        if self.mode == "detach" and self.target_gradient:
+            raise ValueError("bridge.mode 'detach' passes no gradient: target_gradient must be 0")
 
 
 @dataclasses.dataclass(frozen=True)
