@@ -36,8 +36,13 @@ def flatten(config: dict, prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{name}.")
         else:
-            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+            flat[prefix + name] = _as_saved(value)
     return flat
+
+
+def _as_saved(value: Any) -> Any:
+    """Tuples as the lists that JSON brings back, at any depth: a mixture's parts are tuples."""
+    return [_as_saved(v) for v in value] if isinstance(value, tuple | list) else value
 
 
 def differences(saved: dict, current: dict) -> dict[str, tuple[Any, Any]]:

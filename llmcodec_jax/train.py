@@ -130,8 +130,8 @@ def import_codec(path: str, method: Method, state):
     return state.replace(params=params, batch_stats=stats)
 
 
-def run(config, workdir: Path) -> int:
-    """One whole training run, from wherever `workdir` stands; returns the exit code."""
+def run(config, workdir: Path) -> bool:
+    """One whole training run, from wherever `workdir` stands -> whether it reached its end."""
     mesh = sharding.make_mesh(**config.mesh)
     lm_config, lm_params, tokenizer, lm_digest = load_language_model(config, mesh)
     method = Method.from_config(config, lm_config)
@@ -180,7 +180,7 @@ def run(config, workdir: Path) -> int:
     if jax.process_index() == 0 and finished:
         page = run_report.write(workdir, method, loader.skipped())
         logger.info("report: %s", page)
-    return 0
+    return finished
 
 
 def main(_) -> int:
@@ -193,10 +193,11 @@ def main(_) -> int:
     distributed.join()
     keep_compilations()
     try:
-        return run(config, workdir)
+        run(config, workdir)
     except FAILURES as error:
         logger.error("%s", error)
         return 1
+    return 0
 
 
 def keep_compilations() -> None:

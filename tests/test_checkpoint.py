@@ -51,6 +51,16 @@ def test_a_fresh_folder_restores_nothing(tmp_path):
     assert restore(tmp_path) is None
 
 
+def test_a_run_on_a_mixture_of_sources_resumes(tmp_path):
+    sources = (("folder:a", 0.5, "speech"), ("folder:b", 0.5, "music"))
+    config = CONFIG | {"data": {"sources": sources}}
+    saved(tmp_path, config=config)
+    assert restore(tmp_path, config)
+    other = (("folder:a", 0.4, "speech"), ("folder:b", 0.6, "music"))
+    with pytest.raises(CheckpointError, match="data.sources"):
+        restore(tmp_path, CONFIG | {"data": {"sources": other}})
+
+
 def test_newest_and_best_are_kept(tmp_path):
     saved(tmp_path, steps=(1, 2, 3, 4, 5), keep=2)
     kept = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())

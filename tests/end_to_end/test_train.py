@@ -56,7 +56,7 @@ def rows(workdir) -> list[dict]:
 def finished(tmp_path_factory, tiny_lm, speech):
     """An undisturbed run of the paper's config, shrunk."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    assert train.run(shrunk(base, tiny_lm, speech), workdir) == 0
+    assert train.run(shrunk(base, tiny_lm, speech), workdir)
     return workdir
 
 
@@ -134,7 +134,7 @@ def test_pretraining_config_shrunk_learns_from_several_domains(tmp_path, tiny_lm
     c.data.sources = ((f"librispeech:{speech}", 0.5, "speech"), (f"folder:{speech}", 0.5, "music"))
     c.training.revive_every = 2
     c.schedule.update(discriminator_start=0.3, adversarial_start=0.4)
-    assert train.run(c, tmp_path) == 0
+    assert train.run(c, tmp_path)
     steps = [row for row in rows(tmp_path) if "loss/mel" in row]
     assert len(steps) == STEPS
     assert not any(name.startswith("loss/ftp") for name in steps[-1])
@@ -166,10 +166,10 @@ def test_interrupted_and_resumed_equals_undisturbed(
     config = shrunk(base, tiny_lm, speech)
     with monkeypatch.context() as patched:
         InterruptAt(patched, 5)
-        assert train.run(config, tmp_path) == 0
+        assert not train.run(config, tmp_path)
     assert max(row["step"] for row in rows(tmp_path)) < STEPS - 1
     config.data.workers = 1
-    assert train.run(config, tmp_path) == 0
+    assert train.run(config, tmp_path)
     assert rows(tmp_path) == rows(finished)
     whole, resumed = (load_auv_variables(str(p))[1] for p in (finished, tmp_path))
     jax.tree.map(np.testing.assert_array_equal, whole, resumed)
@@ -177,7 +177,7 @@ def test_interrupted_and_resumed_equals_undisturbed(
 
 def test_running_a_finished_run_again_only_reports(finished, tiny_lm, speech):
     before = rows(finished)
-    assert train.run(shrunk(base, tiny_lm, speech), finished) == 0
+    assert train.run(shrunk(base, tiny_lm, speech), finished)
     assert rows(finished) == before
 
 
