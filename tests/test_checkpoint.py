@@ -57,7 +57,7 @@ def test_a_run_on_a_mixture_of_sources_resumes(tmp_path):
     saved(tmp_path, config=config)
     assert restore(tmp_path, config)
     other = (("folder:a", 0.4, "speech"), ("folder:b", 0.6, "music"))
-    with pytest.raises(CheckpointError, match="data.sources"):
+    with pytest.raises(CheckpointError, match=r"data\.sources"):
         restore(tmp_path, CONFIG | {"data": {"sources": other}})
 
 

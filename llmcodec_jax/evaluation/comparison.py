@@ -51,7 +51,7 @@ def write(
         ("Token predictability", _predictability(codecs)),
         ("Coherence", _coherence(codecs)),
         ("Consistency", _consistency(codecs)),
-        ("Listening", _listening(reference, heard) if reference else ""),
+        ("Listening", listening(reference, heard) if reference else ""),
     ]
     return page.write(
         path,
@@ -234,7 +234,7 @@ def _consistency(codecs: dict) -> str:
     return page.Markup(page.table(["change", *reports], rows) + page.paragraph(note, "note"))
 
 
-def _listening(reference: Path, heard: dict[str, Path], count: int = 4) -> str:
+def listening(reference: Path, heard: dict[str, Path], count: int = 4) -> str:
     """The first clips of evenly spaced names: reference and every codec, seen and heard."""
     paths = audio.find(reference)
     chosen = [paths[i] for i in np.linspace(0, len(paths) - 1, min(count, len(paths))).astype(int)]

@@ -28,6 +28,7 @@ class Streams:
     codebook_size: int  # V, codes of one level
     levels: int  # Q, codebooks
     frame_rate: float  # frames per second
+    held_out: frozenset[str] | None = None  # if given, where development and test clips come from
 
     @property
     def tokens_per_second(self) -> float:
@@ -42,11 +43,15 @@ class Streams:
     def split(self) -> tuple[list[str], list[str], list[str]]:
         """Names of training, development and test clips (80, 10, 10 %), by hash of the name.
 
-        Every codec gets the same split of the same clips.
+        Every codec gets the same split of the same clips. With `held_out`, its clips are halved
+        into development and test, and all others train.
         """
         names = sorted(self.clips, key=stable_hash)
         held = max(len(names) // 10, 1)
-        if len(names) < 3:
+        if self.held_out is not None:
+            names.sort(key=lambda name: name not in self.held_out)
+            held = len(self.held_out) // 2
+        if len(names) < 3 or not held:
             raise EvaluationError("a token LM needs at least three clips to split")
         return sorted(names[2 * held :]), sorted(names[:held]), sorted(names[held : 2 * held])
 

@@ -1,0 +1,146 @@
+"""The study in miniature: does the method lower nats per token at equal reconstruction?
+
+One small base codec from scratch, then every variant from that base, for the same steps on the
+same data, against the same frozen LM, under one evaluation (llmcodec_jax/reproduce.py).
+"""
+
+from ml_collections import ConfigDict
+
+from configs import quickstart
+from llmcodec_jax.schedules import NEVER
+
+
+def get_config() -> ConfigDict:
+    c = ConfigDict()
+    # Of each domain in a batch; the sub-folders of --data are its sources.
+    c.shares = ConfigDict({"speech": 0.9, "music": 0.07, "audio": 0.03})
+    c.base = base()
+    c.teacher = teacher()
+    c.tuned = tuned(c.base)
+    c.variants = variants()
+    # Runs of each variant, from seeds 0, 1, ...; 0 leaves it out.
+    c.seeds = ConfigDict(
+        {
+            "control": 3,
+            "ftp_sa": 3,
+            "ftp": 1,
+            "sa": 1,
+            "published": 1,
+            "inputs_only": 1,
+            "heads_1": 1,
+            "heads_3": 1,
+            "heads_10": 1,
+            "ste": 1,
+            "detach": 1,
+            "projection": 1,
+        }
+    )
+    c.evaluation = evaluation()
+    return c
+
+
+def base() -> ConfigDict:
+    """Stage 1: reconstruction (and on a GPU adversarial); no language model."""
+    c = quickstart.get_config()
+    c.total_steps = 5000
+    c.lm.path = ""
+    c.codec.width = 192
+    c.codec.encoder_layers = 2
+    c.codec.decoder_layers = 4
+    c.schedule.lm_start = 1.0
+    # Four times the cost on two cores, so not there. On a GPU: 0.6 and 0.61.
+    c.schedule.discriminator_start = NEVER
+    c.schedule.adversarial_start = NEVER
+    c.training.revive_every = 50
+    c.training.revive_below = 0.1
+    for name in ("encoder", "decoder"):
+        c.optim.groups[name].update(learning_rate=1e-3, warmup=0.02, final=0.05)
+    c.optim.groups.discriminators.update(start=0.6, warmup=0.01)
+    c.data.batch_size = 8
+    c.log.every = 25
+    c.log.eval_every = 500
+    c.log.eval_clips = 32
+    c.log.checkpoint_every = 250
+    return c
+
+
+def teacher() -> ConfigDict:
+    """Stage 2: the LM that every variant trains against (llmcodec_jax/study/audio_lm.py)."""
+    c = ConfigDict()
+    c.path = "embedded"  # Hugging Face folder or .gguf; "embedded": SmolLM2-135M-Instruct
+    c.width = 256  # of a fresh decoder on its text embeddings; 0 keeps its own layers
+    c.layers = 4
+    c.steps = 400
+    c.batch = 16  # clips
+    c.seconds = 3.0  # of a clip
+    c.max_text = 32  # tokens of a transcript
+    c.text_share = 0.5  # of the clips that follow their transcript
+    c.horizons = 5
+    c.learning_rate = 3e-3  # of audio rows and heads
+    c.body_learning_rate = 1e-3
+    return c
+
+
+def tuned(base: ConfigDict) -> ConfigDict:
+    """Stage 3: what all variants share. As it stands: FTP and SA, gradient through the targets."""
+    c = base.copy_and_resolve_references()
+    c.total_steps = 400
+    c.discriminators.enabled = False  # acoustic losses and the LM's alone, in every variant
+    c.lm.path = "teacher"  # that of stage 2
+    c.bridge.target_gradient = 1.0
+    c.schedule.lm_start = 0.0
+    c.schedule.ftp_start = 0.05  # the heads follow the variant's own noise first
+    c.schedule.ftp_ramp = 0.1
+    c.schedule.sa_start = 0.05
+    c.schedule.sa_ramp = 0.1
+    c.schedule.temperature_steps = 0.5
+    c.weights.mel_final = c.weights.mel  # the control's losses stand still
+    c.training.revive_every = 0
+    for name in ("encoder", "decoder"):
+        c.optim.groups[name].update(learning_rate=3e-4, warmup=0.05, final=0.02)
+    for name in ("audio_embedding", "ftp_heads", "bridge"):
+        c.optim.groups[name].update(start=0.0, learning_rate=1e-3, warmup=0.05)
+    c.optim.groups.bridge.update(optimizer="adamw", b2=0.99)
+    c.data.batch_size = 6
+    c.data.clip_seconds = 3.0  # most prompts whole, and so with their text
+    c.log.eval_every = 200
+    c.log.checkpoint_every = 100
+    return c
+
+
+def variants() -> ConfigDict:
+    """What each variant changes of `tuned`."""
+    return ConfigDict(
+        {
+            "control": {"lm": {"path": ""}},  # acoustic losses alone
+            "ftp_sa": {},
+            "ftp": {"weights": {"sa_cosine": 0.0, "sa_contrastive": 0.0}},
+            "sa": {"weights": {"ftp": 0.0}},
+            # The paper's losses and bridge: learned projection, Gumbel noise, no target gradient.
+            "published": {"bridge": {"target_gradient": 0.0, "logits": "projection"}},
+            # FTP's gradient as published, but over a bridge that agrees with the quantiser.
+            "inputs_only": {"bridge": {"target_gradient": 0.0}},
+            "heads_1": {"lm": {"horizons": 1}},
+            "heads_3": {"lm": {"horizons": 3}},
+            "heads_10": {"lm": {"horizons": 10}},
+            "ste": {"bridge": {"mode": "ste"}},
+            "detach": {"bridge": {"mode": "detach", "target_gradient": 0.0}},
+            "projection": {"bridge": {"logits": "projection"}},
+        }
+    )
+
+
+def evaluation() -> ConfigDict:
+    """Stage 4: the same for every codec."""
+    c = ConfigDict()
+    c.clips = 16  # held-out clips of each source for reconstruction
+    c.pairs = 40  # of each part of the coherence suite
+    c.consistency = 24  # clips
+    c.protocol = ConfigDict()  # of the token LM (llmcodec_jax/evaluation/protocol.py)
+    c.protocol.steps = 400
+    c.protocol.batch = 16
+    c.protocol.seconds = 4.0
+    c.protocol.width = 192
+    c.protocol.layers = 3
+    c.protocol.seeds = (0,)
+    return c

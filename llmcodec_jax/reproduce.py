@@ -1,0 +1,78 @@
+"""The study: base codec -> its LM -> every variant from that base -> one evaluation -> one page.
+
+    python -m llmcodec_jax.reproduce --config configs/miniature.py --data DIR --workdir W
+
+DIR's sub-folders are the sources: speech in LibriSpeech's layout or plain, and folders whose
+names start with music or sound. The same command on the same --workdir goes on where it stopped;
+whole stages are skipped. Any field of the config can be given as --config.section.field=value.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from absl import app, flags
+
+from llmcodec_jax import command_line, train
+from llmcodec_jax.evaluation.reconstruction import EvaluationError
+from llmcodec_jax.study import results, stages
+
+logger = logging.getLogger("llmcodec_jax.reproduce")
+
+DATA = flags.DEFINE_string("data", None, "Folder whose sub-folders hold speech, music, sounds")
+BUDGET = flags.DEFINE_float(
+    "budget",
+    1.0,
+    "Multiplies every step count. Below 0.5 only control and ftp_sa are run, with one seed each; "
+    "0.05 is a smoke test of about 20 minutes on two cores",
+    lower_bound=1e-4,
+)
+flags.adopt_module_key_flags(train)  # --workdir and --cache
+flags.mark_flag_as_required("data")
+
+
+def run(config, data: Path, workdir: Path, budget: float) -> dict:
+    """The whole study, from wherever `workdir` stands -> the summary that report.json holds."""
+    stages.scale(config, budget)
+    material = stages.gather(config, data)
+    clips, pairs = stages.held_out(workdir / "heldout", material, config)
+    base, teacher = workdir / "base", workdir / "teacher"
+    stages.train_run(config.base, base, material.sources)
+    begin = stages.teach(config, teacher, base, material)
+    folders = {"base": {0: base}}
+    stages.evaluate(base, clips, pairs, material, config)
+    for name, seeds in config.seeds.items():
+        for seed in range(seeds):
+            folder = workdir / "variants" / f"{name}-{seed}"
+            variant = stages.variant_config(config, name, seed, base, teacher, begin)
+            stages.train_run(variant, folder, material.sources)
+            stages.evaluate(folder, clips, pairs, material, config)
+            folders.setdefault(name, {})[seed] = folder
+    about = f"{sum(map(len, folders.values()))} codecs on {data.name}, budget {budget:g}."
+    return results.write(workdir, folders, clips, about)
+
+
+def main(_) -> int:
+    command_line.speak_up()
+    train.keep_compilations()
+    workdir = Path(train.WORKDIR.value or "runs/study")
+    if train.CACHE.value:
+        os.environ["LLMCODEC_CACHE"] = train.CACHE.value
+    try:
+        summary = run(command_line.CONFIG.value, Path(DATA.value), workdir, BUDGET.value)
+    except stages.InterruptedRunError as stopped:
+        logger.info("%s was interrupted and saved; the same command goes on", stopped)
+        return 0
+    except (*train.FAILURES, EvaluationError) as error:
+        logger.error("%s", error)
+        return 1
+    print(results.markdown(summary))
+    print(workdir / "report.html")
+    return 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    app.run(main, flags_parser=command_line.parse_flags)

@@ -1,0 +1,126 @@
+"""The study's audio: every sub-folder of one folder is a source, a part of each is held out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from llmcodec_jax import audio
+from llmcodec_jax.data.sources import open_mixture
+from llmcodec_jax.evaluation.streams import Streams
+from llmcodec_jax.types import DOMAINS
+
+HELD_OUT = "heldout/"
+"""Names of token streams of clips that no codec was trained on start so."""
+GROUP = 64  # clips encoded together: few are waiting in memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """One recording."""
+
+    name: str  # SOURCE/ID
+    wav: np.ndarray  # float32 [N]
+    text: str  # "" where unknown
+
+
+@dataclasses.dataclass(frozen=True)
+class Material:
+    """Where the clips come from and which are held out."""
+
+    sources: tuple[tuple[str, float, str], ...]  # for config.data.sources
+    sample_rate: int
+    split: dict  # options of data.sources.split_source
+
+    def clips(self, part: str) -> Iterator[Clip]:
+        """Every clip of the "train" or "eval" part, in a fixed order; unreadable ones left out."""
+        for entry in open_mixture(self.sources, part, **self.split):
+            source = entry.source
+            for index in tqdm(range(len(source)), f"{source.label} ({part})", leave=False):
+                try:
+                    record = source.record(index)
+                    wav = record.sound.read(0, record.sound.samples)
+                except audio.AudioError as error:
+                    tqdm.write(f"left out: {error}")
+                    continue
+                wav = audio.resample(wav, record.sound.rate, self.sample_rate)
+                yield Clip(f"{source.label}/{record.name}", wav, record.text or "")
+
+    def write_held_out(self, folder: Path, limit: int) -> None:
+        """Held-out clips, at most `limit` of each source, as folder/SOURCE/ID.wav."""
+        written: dict[str, int] = {}
+        for clip in self.clips("eval"):
+            source = clip.name.split("/")[0]
+            written[source] = written.get(source, 0) + 1
+            if written[source] <= limit and len(clip.wav) >= 0.5 * self.sample_rate:
+                audio.write((folder / clip.name).with_suffix(".wav"), clip.wav, self.sample_rate)
+
+    def streams(self, codec) -> Streams:
+        """Tokens of every clip; development and test clips of a token LM are held-out ones."""
+        tokens = {}
+        for prefix, part in (("train/", "train"), (HELD_OUT, "eval")):
+            for group in _grouped(self.clips(part)):
+                coded = codec.encode([clip.wav for clip in group], self.sample_rate)
+                tokens |= {
+                    prefix + c.name: np.asarray(k) for c, k in zip(group, coded, strict=True)
+                }
+        held_out = frozenset(name for name in tokens if name.startswith(HELD_OUT))
+        return Streams(tokens, codec.codebook_size, 1, codec.frame_rate, held_out)
+
+    def texts(self) -> dict[str, str]:
+        """Name of a training token stream -> transcript, where there is one."""
+        texts = {}
+        for entry in open_mixture(self.sources, "train", **self.split):
+            for index in range(len(entry.source)):
+                record = entry.source.record(index)
+                if record.text:
+                    texts[f"train/{entry.source.label}/{record.name}"] = record.text
+        return texts
+
+
+def _grouped(clips: Iterator[Clip]) -> Iterator[list[Clip]]:
+    group: list[Clip] = []
+    for clip in clips:
+        group.append(clip)
+        if len(group) == GROUP:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def find_sources(folder: Path, shares: dict[str, float]) -> tuple[tuple[str, float, str], ...]:
+    """DIR -> (source, weight, domain) of each sub-folder, for `config.data.sources`.
+
+    A sub-folder with transcripts in LibriSpeech's layout is read with them. Its domain is the one
+    whose name its own name starts with (music, audio, vocal; "sound" is audio), else speech.
+    `shares`: of each domain in a batch; within a domain every clip is equally likely.
+    Raises FileNotFoundError where there is nothing to hear, ValueError for an unknown domain.
+    """
+    unknown = set(shares) - set(DOMAINS)
+    if unknown:
+        raise ValueError(f"shares names domains {sorted(unknown)}; known: {', '.join(DOMAINS)}")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder of audio")
+    found = []
+    for place in sorted(p for p in folder.iterdir() if p.is_dir()):
+        clips = sum(p.suffix.lower() in audio.EXTENSIONS for p in place.rglob("*"))
+        domain = _domain(place.name)
+        if clips and shares.get(domain):
+            kind = "librispeech" if any(place.rglob("*.trans.txt")) else "folder"
+            found.append((f"{kind}:{place}", clips, domain))
+    if not found:
+        raise FileNotFoundError(f"{folder}: no sub-folder with audio in it")
+    totals = {d: sum(n for _, n, other in found if other == d) for d in shares}
+    return tuple((spec, shares[d] * n / totals[d], d) for spec, n, d in found)
+
+
+def _domain(name: str) -> str:
+    """Sub-folder name -> one of DOMAINS."""
+    if name.startswith("sound"):
+        return "audio"
+    return next((d for d in DOMAINS if name.startswith(d)), "speech")

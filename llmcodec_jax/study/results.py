@@ -1,0 +1,186 @@
+"""What the study found: one row a run, differences from the control, a sentence each."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import scipy.stats
+from matplotlib.figure import Figure
+
+from llmcodec_jax import page
+from llmcodec_jax.evaluation import comparison
+from llmcodec_jax.evaluation.reconstruction import write_json
+
+COLUMNS = {
+    "nats": "nats/token ↓",
+    "unigram": "unigram entropy",
+    "use": "effective code use",
+    "mel": "mel ↓",
+    "stft": "stft ↓",
+    "pesq": "pesq ↑",
+    "stoi": "stoi ↑",
+    "coherence": "coherence ↑",
+    "reencoded": "re-encoded ↓",
+}
+CONTROL = "control"
+
+
+def read_run(folder: Path) -> dict[str, float]:
+    """A run's evaluation folder -> one number for each of COLUMNS."""
+    reports = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+    sound, tokens = reports["report"]["mean"], reports["token_lm"]
+    return {
+        "nats": tokens["small_lm"]["nats_per_token"]["mean"],
+        "unigram": tokens["unigram"]["entropy"],
+        "use": tokens["unigram"]["effective"],
+        **{name: sound.get(name) for name in ("mel", "stft", "pesq", "stoi")},
+        "coherence": reports["salmon"]["mean"].get("normalised"),
+        "reencoded": reports["consistency"]["mean"]["reencoded"],
+    }
+
+
+def difference(runs: dict[int, dict], control: dict[int, dict], name: str) -> dict | None:
+    """Mean of variant - control over the seeds both have, with its 95 % t-interval."""
+    pairs = [(runs[s][name], control[s][name]) for s in sorted(runs.keys() & control.keys())]
+    changes = [a - b for a, b in pairs if a is not None and b is not None]
+    if not changes:
+        return None
+    half = None
+    if len(changes) > 1:
+        spread = statistics.stdev(changes) / math.sqrt(len(changes))
+        half = float(scipy.stats.t.ppf(0.975, len(changes) - 1) * spread)
+    level = statistics.fmean(b for _, b in pairs if b is not None)
+    mean = statistics.fmean(changes)
+    return {"mean": mean, "half_width": half, "relative": mean / level, "seeds": len(changes)}
+
+
+def sentence(name: str, change: dict[str, dict]) -> str:
+    """What a row shows, in words that follow from its numbers alone."""
+    nats, half = change["nats"]["mean"], change["nats"]["half_width"]
+    if half is None:
+        sure = "one seed, no interval"
+    else:
+        sure = f"95 % interval {nats - half:+.3f} to {nats + half:+.3f}"
+    direction = "lowers" if nats < 0 else "raises"
+    costs = [
+        f"{column} {100 * change[column]['relative']:+.1f} %"
+        for column in ("mel", "stoi", "unigram", "use")
+        if change.get(column)
+    ]
+    verdict = ""
+    if change["unigram"]["relative"] < -0.05 or change["use"]["relative"] < -0.05:
+        verdict = " Part of it is bought with codes given up."
+    elif half is not None and nats + half < 0:
+        verdict = " The interval excludes zero."
+    elif half is not None:
+        verdict = " The interval includes zero."
+    return (
+        f"{name} {direction} nats per token by {abs(nats):.3f} ({sure}); "
+        f"beside it {', '.join(costs)}.{verdict}"
+    )
+
+
+def summarise(folders: dict[str, dict[int, Path]]) -> dict:
+    """variant -> seed -> run folder; -> {"runs", "changes", "findings"}."""
+    runs = {
+        name: {seed: read_run(folder / "evaluation") for seed, folder in seeds.items()}
+        for name, seeds in folders.items()
+    }
+    changes = {
+        name: {column: difference(seeds, runs[CONTROL], column) for column in COLUMNS}
+        for name, seeds in runs.items()
+        if name not in (CONTROL, "base") and CONTROL in runs
+    }
+    findings = {name: sentence(name, change) for name, change in changes.items()}
+    return {"runs": runs, "changes": changes, "findings": findings}
+
+
+def _cell(values: list) -> str:
+    values = [v for v in values if v is not None]
+    if not values:
+        return "–"
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.3f}{spread}"
+
+
+def table(summary: dict) -> list[list[str]]:
+    """Rows for people: variant, seeds, then COLUMNS as mean ± deviation over seeds."""
+    return [
+        [name, len(seeds), *(_cell([run[c] for run in seeds.values()]) for c in COLUMNS)]
+        for name, seeds in summary["runs"].items()
+    ]
+
+
+def markdown(summary: dict) -> str:
+    """The main table as Markdown, with the sentences below it."""
+    header = ["variant", "seeds", *COLUMNS.values()]
+    rows = [header, ["---"] * len(header), *table(summary)]
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    return "\n".join([*lines, "", *(f"- {text}" for text in summary["findings"].values())]) + "\n"
+
+
+def trade_off(summary: dict) -> Figure:
+    """Nats per token against mel distance, every run a dot."""
+    figure, axis = plt.subplots(figsize=(6.5, 4.5), layout="tight")
+    for index, (name, seeds) in enumerate(summary["runs"].items()):
+        points = [(run["mel"], run["nats"]) for run in seeds.values()]
+        axis.plot(*zip(*points, strict=True), "os^Dv"[index % 5], label=name)
+    axis.set(xlabel="mel distance (lower is better)", ylabel="nats per token (lower is better)")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    return figure
+
+
+def learning(folders: dict[str, dict[int, Path]]) -> Figure:
+    """Development loss of the first seed's token LM: do orders change with training?"""
+    figure, axis = plt.subplots(figsize=(6.5, 4.5), layout="tight")
+    for name, seeds in folders.items():
+        report = json.loads((seeds[min(seeds)] / "evaluation" / "token_lm.json").read_text())
+        curve = report["small_lm"]["seeds"][0]["curve"][1:]
+        axis.plot(*zip(*curve, strict=True), label=name)
+    axis.set(xlabel="step of the token LM", ylabel="development nats per token")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    return figure
+
+
+def write(workdir: Path, folders: dict[str, dict[int, Path]], clips: Path, about: str) -> dict:
+    """report.json, results.md, two pictures and report.html in `workdir`; -> the summary."""
+    summary = summarise(folders)
+    write_json(workdir / "report.json", summary)
+    (workdir / "results.md").write_text(markdown(summary))
+    pictures = {"trade_off": trade_off(summary), "learning": learning(folders)}
+    for name, figure in pictures.items():
+        figure.savefig(workdir / f"{name}.png", dpi=110)
+    first = {name: seeds[min(seeds)] / "evaluation" for name, seeds in folders.items()}
+    heard = {name: folder / "audio" for name, folder in first.items()}
+    findings = "".join(page.paragraph(text) for text in summary["findings"].values())
+    main = page.table(["variant", "seeds", *COLUMNS.values()], table(summary))
+    note = (
+        "± is the deviation over seeds. Nats are of a small LM from scratch, the same start, clips "
+        "and steps for all, on clips no codec was trained on. Effective code use is exp(unigram "
+        "entropy) over what a uniform stream of this length would reach."
+    )
+    page.write(
+        workdir / "report.html",
+        "The study in miniature",
+        about,
+        [
+            ("Findings", page.Markup(findings)),
+            ("All runs", page.Markup(main + page.paragraph(note, "note"))),
+            ("Predictability against fidelity", page.picture(pictures["trade_off"])),
+            ("The token LM learns", page.picture(pictures["learning"])),
+            ("Listening", comparison.listening(clips, heard)),
+        ],
+    )
+    reports = {n: comparison.read(sorted(f.glob("*.json"))) for n, f in first.items()}
+    comparison.write(workdir / "comparison.html", reports, None, {})
+    return summary

@@ -1,0 +1,187 @@
+"""The study's stages. Each leaves a folder, is skipped once that is whole, and else resumes."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+import llmcodec_jax
+from llmcodec_jax import audio, train
+from llmcodec_jax.data.embedded import fetch_lm
+from llmcodec_jax.data.sources import open_source, split_source
+from llmcodec_jax.evaluation import (
+    audio_lm,
+    consistency,
+    reconstruction,
+    salmon,
+    suite,
+    token_lm,
+)
+from llmcodec_jax.evaluation.protocol import Protocol
+from llmcodec_jax.lm.load import load_lm
+from llmcodec_jax.study import audio_lm as teaching
+from llmcodec_jax.study.material import Material, find_sources
+
+logger = logging.getLogger(__name__)
+
+
+class InterruptedRunError(Exception):
+    """A training run was asked to stop and has saved; the study stops too."""
+
+
+def claim(folder: Path, inputs: dict) -> None:
+    """Notes what a stage's folder is made from. Raises ValueError if it was something else."""
+    note = folder / "inputs.json"
+    inputs = json.loads(json.dumps(inputs))
+    if note.exists():
+        before = json.loads(note.read_text())
+        changed = sorted(k for k in inputs.keys() | before.keys() if inputs.get(k) != before.get(k))
+        if changed:
+            raise ValueError(
+                f"{folder} was made with another {', '.join(changed)}; remove it or use another "
+                "--workdir"
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    reconstruction.write_json(note, inputs)
+
+
+def gather(config: ConfigDict, data: Path) -> Material:
+    """The clips below `data`, split as the base codec's training splits them."""
+    options = {name: config.base.data[name] for name in ("eval_fraction", "eval_max")}
+    return Material(
+        find_sources(data, config.shares.to_dict()),
+        config.base.codec.sample_rate,
+        options | {"by": config.base.data.split_by},
+    )
+
+
+def train_run(config: ConfigDict, folder: Path, sources: tuple) -> None:
+    """One training run, unless its report is there already. Raises InterruptedRunError."""
+    config.data.sources = sources
+    claim(folder, {**config.to_dict(), "data": {**config.data, "sources": None}})
+    if (folder / "report.html").exists():
+        return
+    logger.info("training %s, %d steps", folder.name, config.total_steps)
+    if not train.run(config, folder):
+        raise InterruptedRunError(folder)
+
+
+def teach(config: ConfigDict, folder: Path, base: Path, material: Material) -> int:
+    """Teaches the frozen LM the base codec's tokens -> the id of its begin token."""
+    lessons = teaching.Lessons(**config.teacher)
+    claim(folder, config.teacher.to_dict())
+    summary = folder / "lessons.json"
+    if not summary.exists():
+        streams = material.streams(llmcodec_jax.load_codec(base, batch_size=8))
+        path = fetch_lm() if lessons.path == "embedded" else lessons.path
+        held_out = sorted(streams.held_out)
+        report = teaching.teach(
+            path,
+            folder,
+            streams.clips,
+            held_out,
+            material.texts(),
+            streams.codebook_size,
+            streams.frame_rate,
+            lessons,
+        )
+        reconstruction.write_json(summary, report)
+    lm_config, _, tokenizer = load_lm(folder)
+    return audio_lm.begin_token(lm_config, tokenizer)
+
+
+def variant_config(
+    config: ConfigDict, name: str, seed: int, base: Path, teacher: Path, begin: int
+) -> ConfigDict:
+    """`tuned`, what the variant changes of it, and where base and LM lie."""
+    c = config.tuned.copy_and_resolve_references()
+    c.seed = seed
+    c.init = str(base)
+    c.lm.update(path=str(teacher), begin_token=begin, embedding_start=f"from:{teacher}")
+    c.update(config.variants[name])
+    return c
+
+
+def held_out(folder: Path, material: Material, config: ConfigDict) -> tuple[Path, Path]:
+    """(held-out clips, coherence suite made of them), below `folder`."""
+    clips, pairs = folder / "clips", folder / "suite"
+    claim(folder, {"clips": config.evaluation.clips, "pairs": config.evaluation.pairs})
+    if not (folder / "clips.done").exists():
+        material.write_held_out(clips, config.evaluation.clips)
+        (folder / "clips.done").touch()
+    if not (folder / "suite.done").exists():
+        for spec, corpus in _voices(material):
+            place = Path(spec.partition(":")[2])
+            logger.info("coherence suite from %s", place.name)
+            noises = audio.find(clips / "sound") if (clips / "sound").is_dir() else []
+            suite.make(
+                suite.open_corpus(corpus, suite.read_genders(place)),
+                pairs,
+                config.evaluation.pairs,
+                seed=0,
+                noises=noises,
+            )
+            break
+        (folder / "suite.done").touch()
+    return clips, pairs
+
+
+def _voices(material: Material) -> Iterator:
+    """Held-out parts with several speakers, the most spoken first."""
+    found = []
+    for spec, _, domain in material.sources:
+        corpus = split_source(open_source(spec), "eval", **material.split)
+        speakers = {corpus.group(i) for i in range(len(corpus))}
+        if domain == "speech" and len(speakers) > 1:
+            found.append((len(speakers), spec, corpus))
+    yield from ((spec, corpus) for _, spec, corpus in sorted(found, key=lambda f: -f[0]))
+
+
+def evaluate(folder: Path, clips: Path, pairs: Path, material: Material, config: ConfigDict):
+    """Reconstruction, token LM, coherence and consistency of the codec in `folder`."""
+    settings = config.evaluation
+    protocol = Protocol(**settings.protocol)
+    output = folder / "evaluation"
+    claim(output, settings.to_dict())
+    reports = {n: output / f"{n}.json" for n in ("report", "token_lm", "salmon", "consistency")}
+    if all(path.exists() for path in reports.values()):
+        return
+    logger.info("evaluating %s", folder.name)
+    codec = llmcodec_jax.load_codec(folder, batch_size=8)
+    if not reports["report"].exists():
+        reconstruction.evaluate(
+            reconstruction.match_folders(clips, None),
+            reports["report"],
+            str(folder),
+            reconstruction.codec_coder(llmcodec_jax.load_codec(folder)),
+            keep=output / "audio",
+        )
+    sound = json.loads(reports["report"].read_text())["mean"]
+    if not reports["token_lm"].exists():
+        content = token_lm.report(
+            material.streams(codec), protocol, None, sound, output / "token_lm"
+        )
+        reconstruction.write_json(reports["token_lm"], content)
+    if not reports["salmon"].exists():
+        model = audio_lm.load(output / "token_lm", codec.levels)
+        parts = salmon.find_parts(pairs) if pairs.is_dir() else {}
+        found = salmon.evaluate(parts, codec, salmon.likelihood_of(model))
+        reconstruction.write_json(reports["salmon"], found)
+    if not reports["consistency"].exists():
+        found = consistency.evaluate(codec, clips, settings.consistency)
+        reconstruction.write_json(reports["consistency"], found)
+
+
+def scale(config: ConfigDict, budget: float) -> None:
+    """Multiplies every step count by `budget`; below 1/2 only the main comparison is run."""
+    for part in (config.base, config.tuned, config.teacher, config.evaluation.protocol):
+        name = "total_steps" if "total_steps" in part else "steps"
+        part[name] = max(round(part[name] * budget), 20)
+    if budget < 0.5:
+        for name in config.seeds:
+            config.seeds[name] = int(name in ("control", "ftp_sa"))

@@ -1,0 +1,157 @@
+"""The study in miniature, shrunk: every stage for real, the page, going on after a stop."""
+
+import json
+
+import numpy as np
+import pytest
+
+from configs import miniature
+from llmcodec_jax import audio, loop, reproduce
+from llmcodec_jax.study import results, stages
+from llmcodec_jax.study.material import HELD_OUT, find_sources
+from tests.conftest import RATE, WORDS, babble
+from tests.end_to_end.test_train import InterruptAt
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Two voices with transcripts and a folder of music."""
+    folder = tmp_path_factory.mktemp("study-data")
+    rng = np.random.default_rng(3)
+    for speaker in (1, 2):
+        place, lines = folder / "voices" / str(speaker) / "1", []
+        for number in range(14):
+            name = f"{speaker}-1-{number:04d}"
+            wav = babble(rng.uniform(1.2, 2.0), 100 * speaker + number)
+            audio.write(place / f"{name}.flac", wav, RATE)
+            lines.append(f"{name} {' '.join(rng.choice(WORDS, 4))}\n")
+        (place / f"{speaker}-1.trans.txt").write_text("".join(lines))
+    for number in range(8):
+        audio.write(folder / "music" / f"tune_{number}.wav", babble(2.0, 900 + number), RATE)
+    (folder / "notes").mkdir()  # nothing to hear: no source
+    return folder
+
+
+def shrunk(tiny_lm, **seeds):
+    c = miniature.get_config()
+    for part in (c.base, c.tuned):
+        part.total_steps = 6
+        part.codec.update(head_dim=16, width=32, encoder_layers=1, decoder_layers=1)
+        part.codec.codebook_size = 64
+        part.discriminators.update(period_channels=(4, 8), scale_channels=(4, 8))
+        part.data.update(batch_size=2, eval_batch_size=2, clip_seconds=1.0, eval_fraction=0.3)
+        part.log.update(every=1, eval_every=3, eval_clips=3, listen=1, checkpoint_every=2)
+        part.lm.update(horizons=2, bank=4)
+    c.teacher.update(path=str(tiny_lm), width=0, layers=3, steps=4, batch=2, horizons=2)
+    c.evaluation.update(clips=2, pairs=2, consistency=2)
+    c.evaluation.protocol.update(steps=4, batch=2, seconds=1.0, width=64, layers=1)
+    c.seeds.update({name: 0 for name in c.seeds})
+    c.seeds.update(seeds)
+    return c
+
+
+@pytest.mark.slow
+def test_the_whole_study_stops_and_goes_on(data, tiny_lm, tmp_path, monkeypatch):
+    """Interrupted in the middle of a variant; the second call trains nothing twice."""
+    config = shrunk(tiny_lm, control=2, ftp_sa=2, published=1, heads_3=1)
+    with monkeypatch.context() as patched:
+        InterruptAt(patched, 3)
+        with pytest.raises(stages.InterruptedRunError):
+            reproduce.run(config, data, tmp_path, 1.0)
+    summary = reproduce.run(shrunk(tiny_lm, control=2, ftp_sa=2, published=1, heads_3=1),
+                            data, tmp_path, 1.0)  # fmt: skip
+    assert {n: len(s) for n, s in summary["runs"].items()} == {
+        "base": 1, "control": 2, "ftp_sa": 2, "published": 1, "heads_3": 1,
+    }  # fmt: skip
+    main = summary["changes"]["ftp_sa"]
+    assert main["nats"]["seeds"] == 2
+    assert main["nats"]["half_width"] > 0
+    assert "interval" in summary["findings"]["ftp_sa"]
+    assert json.loads((tmp_path / "report.json").read_text())["findings"] == summary["findings"]
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<audio") >= 5
+    assert (tmp_path / "comparison.html").exists()
+
+    def nothing_to_train(*_):
+        raise AssertionError("a finished stage was trained again")
+
+    monkeypatch.setattr(loop, "train", nothing_to_train)
+    again = shrunk(tiny_lm, control=2, ftp_sa=2, published=1, heads_3=1)
+    assert reproduce.run(again, data, tmp_path, 1.0) == summary
+    again = shrunk(tiny_lm, control=1)
+    again.teacher.steps = 5
+    with pytest.raises(ValueError, match=r"teacher was made with another steps"):
+        reproduce.run(again, data, tmp_path, 1.0)
+
+
+def test_sources_are_the_sub_folders(data):
+    shares = {"speech": 0.9, "music": 0.1}
+    sources = find_sources(data, shares)
+    assert sources == (
+        (f"folder:{data / 'music'}", 0.1, "music"),
+        (f"librispeech:{data / 'voices'}", 0.9, "speech"),
+    )
+    with pytest.raises(FileNotFoundError, match="no sub-folder with audio"):
+        find_sources(data / "notes", shares)
+    with pytest.raises(ValueError, match="speach"):
+        find_sources(data, {"speach": 1.0})
+
+
+def test_token_lms_are_tested_on_clips_no_codec_saw(data, tiny_lm):
+    """The token LM's development and test clips are the codecs' held-out ones, and all of them."""
+
+    class Counter:
+        codebook_size, frame_rate = 7, 50.0
+
+        def encode(self, clips, rate):
+            return [np.arange(len(clip) // 320) % 7 for clip in clips]
+
+    material = stages.gather(shrunk(tiny_lm), data)
+    streams = material.streams(Counter())
+    training, development, test = streams.split()
+    held_out = [name for name in streams.clips if name.startswith(HELD_OUT)]
+    assert len(development) == len(test) == len(held_out) // 2 > 0
+    assert all(name.startswith(HELD_OUT) for name in development + test)
+    assert len(training) + len(development) + len(test) == len(streams.clips) == 36
+    assert set(material.texts()) < set(streams.clips)
+
+
+def row(nats, mel=1.0, unigram=6.0, use=0.8):
+    values = dict.fromkeys(results.COLUMNS, 1.0)
+    return values | {"nats": nats, "mel": mel, "unigram": unigram, "use": use}
+
+
+def test_findings_follow_from_the_numbers():
+    control = {seed: row(5.0 + 0.01 * seed) for seed in range(3)}
+    better = {seed: row(4.6 + 0.011 * seed, mel=1.005) for seed in range(3)}
+    bought = {seed: row(4.0 + 0.01 * seed, unigram=5.0) for seed in range(3)}
+    same = {0: row(5.1), 1: row(4.9), 2: row(5.05)}
+
+    def said(runs):
+        change = {c: results.difference(runs, control, c) for c in results.COLUMNS}
+        return results.sentence("x", change), change
+
+    text, change = said(better)
+    assert "lowers nats per token by 0.399" in text
+    assert "excludes zero" in text
+    assert change["mel"]["relative"] == pytest.approx(0.005)
+    assert "bought with codes given up" in said(bought)[0]
+    assert "includes zero" in said(same)[0]
+    assert "one seed, no interval" in said({0: row(4.5)})[0]
+
+
+def test_budget_scales_every_stage_and_thins_the_variants():
+    config = miniature.get_config()
+    stages.scale(config, 0.1)
+    assert (config.base.total_steps, config.tuned.total_steps) == (500, 40)
+    assert {name for name, count in config.seeds.items() if count} == {"control", "ftp_sa"}
+
+
+def test_every_variant_is_a_valid_change():
+    config = miniature.get_config()
+    assert set(config.seeds) == set(config.variants)
+    for name in config.variants:
+        changed = stages.variant_config(config, name, 1, "base", "teacher", 0)
+        assert changed.seed == 1
+        assert changed.init == "base"
+        assert changed.lm.path == ("" if name == "control" else "teacher")
