@@ -21,7 +21,8 @@ __all__ = ["Codec", "load_codec"]
 def load_codec(codec: str | Path, dtype: str = "float32", batch_size: int | None = None) -> Codec:
     """Loads a codec to encode and decode with.
 
-    `codec`: a run folder, a converted folder, a `.safetensors` export or a published `.pt`.
+    `codec`: "mini", which comes with the package, a run folder, a converted folder, a
+    `.safetensors` export or a published `.pt`.
     `dtype`: of matrix products, "float32" or "bfloat16"; the code search stays float32.
     `batch_size`: clips computed at once; by default 1 on CPUs, 8 on accelerators.
     Raises FileNotFoundError, `torch_file.TorchFileError` or `torch_auv.LayoutError` naming the

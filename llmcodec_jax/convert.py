@@ -11,13 +11,13 @@ import sys
 from pathlib import Path
 
 
-def convert_auv(source: Path, output: Path) -> None:
+def convert_auv(source: Path, output: Path, dtype: str) -> None:
     """Any CODEC (published .pt, .safetensors, run, folder) -> a converted folder."""
     from llmcodec_jax.codec.folder import save_codec_folder
     from llmcodec_jax.interop.torch_auv import load_auv_variables
 
     codec, variables = load_auv_variables(source)
-    save_codec_folder(output, codec, variables)
+    save_codec_folder(output, codec, variables, dtype)
     print(f"{output}: {codec}")
 
 
@@ -40,13 +40,15 @@ def main(argv: list[str] | None = None) -> int:
     auv.add_argument("--input", required=True, type=Path, help=".pt, .safetensors, or codec folder")
     qwen3 = commands.add_parser("qwen3", help="frozen language model")
     qwen3.add_argument("--input", required=True, type=Path, help="Hugging Face folder or .gguf")
-    qwen3.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
-    for command in (auv, qwen3):
+    for command, usual in ((auv, "float32"), (qwen3, "bfloat16")):
+        command.add_argument(
+            "--dtype", default=usual, choices=("bfloat16", "float32"), help=f"default: {usual}"
+        )
         command.add_argument("--output", required=True, type=Path, help="folder to write")
     args = parser.parse_args(argv)
     try:
         if args.command == "auv":
-            convert_auv(args.input, args.output)
+            convert_auv(args.input, args.output, args.dtype)
         else:
             convert_qwen3(args.input, args.output, args.dtype)
     except (ValueError, FileNotFoundError) as error:

@@ -98,7 +98,7 @@ def arguments(description: str, output_help: str) -> argparse.ArgumentParser:
         "--codec",
         required=True,
         type=Path,
-        help="run folder, converted folder, .safetensors export or published .pt",
+        help="mini (shipped), run folder, converted folder, .safetensors export or published .pt",
     )
     parser.add_argument("--input", required=True, type=Path, help="a file, or a folder of files")
     parser.add_argument("--output", required=True, type=Path, help=output_help)

@@ -11,25 +11,37 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import jax.numpy as jnp
 import safetensors.numpy
 
 from llmcodec_jax.codec.codec import AUV, to_fields
 from llmcodec_jax.interop import torch_auv, torch_file
 
 
-def save_codec_folder(path: str | Path, codec: AUV, variables: Mapping) -> None:
+def save_codec_folder(
+    path: str | Path, codec: AUV, variables: Mapping, dtype: str = "float32"
+) -> None:
     """Writes `codec.json` and `codec.safetensors` into the folder `path`, each atomically."""
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    save_safetensors(path / torch_auv.WEIGHTS_NAME, codec, variables)
+    save_safetensors(path / torch_auv.WEIGHTS_NAME, codec, variables, dtype)
     text = json.dumps(to_fields(codec), indent=2) + "\n"
     _replace(path / torch_auv.CONFIG_NAME, text.encode())
 
 
-def save_safetensors(path: str | Path, codec: AUV, variables: Mapping) -> None:
-    """Writes one `.safetensors` of published names that carries the codec's fields with it."""
+def save_safetensors(
+    path: str | Path, codec: AUV, variables: Mapping, dtype: str = "float32"
+) -> None:
+    """Writes one `.safetensors` of published names that carries the codec's fields with it.
+
+    `dtype` "bfloat16" halves the file: weight matrices are rounded, while codebooks, biases,
+    norms and running statistics, which are small, keep float32.
+    """
     metadata = {"format": "np", "codec": json.dumps(to_fields(codec))}
     tensors = torch_auv.to_state_dict(codec, variables)
+    for name, value in tensors.items():
+        if value.ndim > 1 and "codebook" not in name:
+            tensors[name] = value.astype(jnp.dtype(dtype))
     _replace(Path(path), safetensors.numpy.save(tensors, metadata))
 
 

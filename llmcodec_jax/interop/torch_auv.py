@@ -25,6 +25,8 @@ from llmcodec_jax.codec.stft import published_window
 from llmcodec_jax.interop import torch_file
 
 CONFIG_NAME, WEIGHTS_NAME = "codec.json", "codec.safetensors"
+SHIPPED = {"mini": Path(__file__).parent.parent / "mini"}
+"""Codecs that come with the package, by name; each folder holds its model card."""
 
 
 class LayoutError(ValueError):
@@ -285,9 +287,9 @@ def read_tensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict | None]:
 def load_auv_variables(path: str | Path, expect: AUV | None = None) -> tuple[AUV, dict]:
     """Any CODEC path -> (AUV module, {"params", "batch_stats"} of numpy arrays).
 
-    `path`: a run folder, a converted folder, a `.safetensors` export or a published `.pt`. With
-    `expect` the tensors must have that module's layout (LayoutError names those that differ) and
-    that module is returned; otherwise the architecture is the one the file has.
+    `path`: "mini" (shipped), a run folder, a converted folder, a `.safetensors` export or a
+    published `.pt`. With `expect` the tensors must have that module's layout (LayoutError names
+    those that differ) and that module is returned; otherwise the architecture is the file's.
     """
     weights, fields = find_weights(path)
     tensors, embedded = read_tensors(weights)
@@ -299,7 +301,7 @@ def load_auv_variables(path: str | Path, expect: AUV | None = None) -> tuple[AUV
 
 def find_weights(path: str | Path) -> tuple[Path, dict | None]:
     """CODEC -> (weight file, fields its codec.json or sidecar gives). Raises FileNotFoundError."""
-    path = Path(path)
+    path = SHIPPED.get(str(path), Path(path))
     if path.is_file():
         sidecar = path.with_suffix(".json")
         return path, json.loads(sidecar.read_text()) if sidecar.is_file() else None
@@ -308,4 +310,6 @@ def find_weights(path: str | Path) -> tuple[Path, dict | None]:
             return folder / WEIGHTS_NAME, json.loads((folder / CONFIG_NAME).read_text())
     if path.is_dir():
         raise FileNotFoundError(f"{path}: no {CONFIG_NAME} here or in its codec/ folder")
-    raise FileNotFoundError(f"{path}: no such codec (a run, a converted folder, .safetensors, .pt)")
+    raise FileNotFoundError(
+        f"{path}: no such codec (mini, a run, a converted folder, .safetensors, .pt)"
+    )
