@@ -31,11 +31,13 @@ COLUMNS = {
     "reencoded": "re-encoded ↓",
 }
 CONTROL = "control"
+REPORTS = ("report", "token_lm", "salmon", "consistency")
+"""What every codec's evaluation folder holds, as NAME.json."""
 
 
 def read_run(folder: Path) -> dict[str, float]:
     """A run's evaluation folder -> one number for each of COLUMNS."""
-    reports = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+    reports = {name: json.loads((folder / f"{name}.json").read_text()) for name in REPORTS}
     sound, tokens = reports["report"]["mean"], reports["token_lm"]
     return {
         "nats": tokens["small_lm"]["nats_per_token"]["mean"],
@@ -181,6 +183,6 @@ def write(workdir: Path, folders: dict[str, dict[int, Path]], clips: Path, about
             ("Listening", comparison.listening(clips, heard)),
         ],
     )
-    reports = {n: comparison.read(sorted(f.glob("*.json"))) for n, f in first.items()}
+    reports = {n: comparison.read([f / f"{r}.json" for r in REPORTS]) for n, f in first.items()}
     comparison.write(workdir / "comparison.html", reports, None, {})
     return summary

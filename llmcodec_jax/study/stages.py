@@ -24,6 +24,7 @@ from llmcodec_jax.evaluation import (
 from llmcodec_jax.evaluation.protocol import Protocol
 from llmcodec_jax.lm.load import load_lm
 from llmcodec_jax.study import audio_lm as teaching
+from llmcodec_jax.study import results
 from llmcodec_jax.study.material import Material, find_sources
 
 logger = logging.getLogger(__name__)
@@ -148,7 +149,7 @@ def evaluate(folder: Path, clips: Path, pairs: Path, material: Material, config:
     protocol = Protocol(**settings.protocol)
     output = folder / "evaluation"
     claim(output, settings.to_dict())
-    reports = {n: output / f"{n}.json" for n in ("report", "token_lm", "salmon", "consistency")}
+    reports = {name: output / f"{name}.json" for name in results.REPORTS}
     if all(path.exists() for path in reports.values()):
         return
     logger.info("evaluating %s", folder.name)

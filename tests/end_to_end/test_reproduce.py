@@ -53,15 +53,15 @@ def shrunk(tiny_lm, **seeds):
 @pytest.mark.slow
 def test_the_whole_study_stops_and_goes_on(data, tiny_lm, tmp_path, monkeypatch):
     """Interrupted in the middle of a variant; the second call trains nothing twice."""
-    config = shrunk(tiny_lm, control=2, ftp_sa=2, published=1, heads_3=1)
+    config = shrunk(tiny_lm, control=2, ftp_sa=2, published=1)
     with monkeypatch.context() as patched:
         InterruptAt(patched, 3)
         with pytest.raises(stages.InterruptedRunError):
             reproduce.run(config, data, tmp_path, 1.0)
-    summary = reproduce.run(shrunk(tiny_lm, control=2, ftp_sa=2, published=1, heads_3=1),
+    summary = reproduce.run(shrunk(tiny_lm, control=2, ftp_sa=2, published=1),
                             data, tmp_path, 1.0)  # fmt: skip
     assert {n: len(s) for n, s in summary["runs"].items()} == {
-        "base": 1, "control": 2, "ftp_sa": 2, "published": 1, "heads_3": 1,
+        "base": 1, "control": 2, "ftp_sa": 2, "published": 1,
     }  # fmt: skip
     main = summary["changes"]["ftp_sa"]
     assert main["nats"]["seeds"] == 2
@@ -76,7 +76,7 @@ def test_the_whole_study_stops_and_goes_on(data, tiny_lm, tmp_path, monkeypatch)
         raise AssertionError("a finished stage was trained again")
 
     monkeypatch.setattr(loop, "train", nothing_to_train)
-    again = shrunk(tiny_lm, control=2, ftp_sa=2, published=1, heads_3=1)
+    again = shrunk(tiny_lm, control=2, ftp_sa=2, published=1)
     assert reproduce.run(again, data, tmp_path, 1.0) == summary
     again = shrunk(tiny_lm, control=1)
     again.teacher.steps = 5
