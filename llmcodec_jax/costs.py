@@ -88,14 +88,22 @@ _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _SHAPE = re.compile(r"([a-z]+\d*\w*)\[([\d,]*)\]")
 _COLLECTIVE = re.compile(rf" = (.*?) ({'|'.join(KINDS)})(-start)?\(")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
+_TRUE_FALSE = re.compile(r"(?:true|false)_computation=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
+_NAME = re.compile(r"%([\w.\-]+)")
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_BODY = re.compile(r"body=%?([\w.\-]+)")
+_INDEX = re.compile(r" get-tuple-element\(.*\), index=(\d+)")
 _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
-_GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]*)\}|\[(\d+),(\d+)\])")
+_CONSTANT = re.compile(r" = [su]32\[\]\S* constant\((\d+)\)")
+_GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]*)\}|\[(\d+),(\d+)\]|mesh\[(.*?)\] \{(.*?)\})")
+_AXIS = re.compile(r"'(\w+)'=(\d+)")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Collective:
     """One exchange between devices, in the compiled program of one device."""
 
@@ -105,6 +113,7 @@ class Collective:
     times: int  # occurrences per step
     devices: int  # that take part
     where: str  # the source operation
+    rare: bool = False  # inside a conditional: the R1 penalty and revivals, not every step
 
     @property
     def sent(self) -> float:
@@ -132,7 +141,12 @@ def _collective(line: str, match, world: int) -> Collective:
     groups = _GROUPS.search(line)
     devices = world
     if groups:
-        devices = len(groups[1].split(",")) if groups[1] else int(groups[3])
+        members, _, size, axes, used = groups.groups()
+        if axes:
+            sizes = dict(_AXIS.findall(axes))
+            devices = math.prod(int(sizes[name]) for name in re.findall(r"'(\w+)'", used))
+        else:
+            devices = len(members.split(",")) if members else int(size)
     name = _OP_NAME.search(line)
     size, shape = sum(s for s, _ in shapes), max(shapes, default=(0, ""))[1]
     return Collective(kind, shape, size, 1, devices, name[1] if name else "")
@@ -141,36 +155,85 @@ def _collective(line: str, match, world: int) -> Collective:
 def collectives(hlo: str, world: int) -> list[Collective]:
     """The exchanges in a compiled module's text, those inside loops times the loops' turns.
 
-    `world` is the number of devices. Loops whose turns the compiler does not state count once.
+    `world` is the number of devices. Equal ones are counted together. Rare ones come last,
+    before that those that send most.
     """
-    calls, found, seen = defaultdict(list), defaultdict(dict), set()
+    module, entry = _computations(hlo)
+    found: dict[str, dict[str, Collective]] = defaultdict(dict)  # channel -> computation -> it
+    seen = set()
+
+    def visit(name: str, turns: int, rare: bool) -> None:
+        if (name, turns, rare) in seen or name not in module:
+            return
+        seen.add((name, turns, rare))
+        for line in module[name].values():
+            if match := _COLLECTIVE.search(line):
+                item = _collective(line, match, world)
+                channel = _CHANNEL.search(line)
+                places = found[channel[1] if channel else line]
+                if name not in places or places[name].times < turns:
+                    places[name] = dataclasses.replace(item, times=turns, rare=rare)
+            n = _turns(line, module) if " while(" in line else 1
+            for inner in _CALLED.findall(line):
+                visit(inner, turns * n, rare)
+            for inner in _branches(line):
+                visit(inner, turns, True)
+
+    visit(entry, 1, False)
+    # One exchange may stand in several computations: where it starts, and in the loops that it
+    # overlaps with, which turn more often than it does.
+    times: dict[Collective, int] = defaultdict(int)
+    for places in found.values():
+        least = min(places.values(), key=lambda c: c.times)
+        times[dataclasses.replace(least, times=0)] += least.times
+    total = [dataclasses.replace(item, times=n) for item, n in times.items()]
+    return sorted(total, key=lambda c: (c.rare, -c.sent))
+
+
+def _computations(hlo: str) -> tuple[dict[str, dict[str, str]], str]:
+    """Module text -> ({computation: {instruction: line}}, entry); the root is also at "ROOT"."""
+    module: dict[str, dict[str, str]] = {}
     entry = here = ""
     for line in hlo.splitlines():
         if header := _COMPUTATION.match(line):
             here = header[1]
+            module[here] = {}
             entry = here if line.startswith("ENTRY") else entry
-            continue
-        trips = _TRIPS.search(line) if " while(" in line else None
-        turns = int(trips[1]) if trips else 1
-        called = _CALLED.findall(line)
-        for branches in _BRANCHES.findall(line):
-            called += [name.strip().lstrip("%") for name in branches.split(",")]
-        calls[here] += [(name, turns) for name in called]
-        if match := _COLLECTIVE.search(line):
-            channel = _CHANNEL.search(line)
-            # A start, what overlaps with it and its end may repeat one exchange.
-            found[here][channel[1] if channel else line] = _collective(line, match, world)
-    total: dict[str, Collective] = {}
+        elif instruction := _INSTRUCTION.match(line):
+            module[here][instruction[2]] = line
+            if instruction[1]:
+                module[here]["ROOT"] = line
+    return module, entry
 
-    def visit(name: str, turns: int) -> None:
-        for channel, item in found[name].items():
-            known = total.get(channel)
-            if known is None or known.times < turns:
-                total[channel] = dataclasses.replace(item, times=turns)
-        for inner, n in calls[name]:
-            if (inner, turns * n) not in seen:
-                seen.add((inner, turns * n))
-                visit(inner, turns * n)
 
-    visit(entry, 1)
-    return sorted(total.values(), key=lambda c: -c.sent)
+def _turns(line: str, module: dict[str, dict[str, str]]) -> int:
+    """Turns of a while loop: as stated, or else (on TPUs) from its counter, which starts at 0:
+    the condition's bound over the step that the body adds."""
+    if stated := _TRIPS.search(line):
+        return int(stated[1])
+    condition = module.get(_CONDITION.search(line)[1], {}).values()
+    bounds = [int(n) for other in condition for n in _CONSTANT.findall(other)]
+    index = [int(n) for other in condition for n in _INDEX.findall(other)]
+    if not bounds:
+        return 1
+    body = module.get(_BODY.search(line)[1], {})
+    step = _step(body, index[0]) if len(index) == 1 else 1
+    return -(-max(bounds) // step)
+
+
+def _step(body: dict[str, str], index: int) -> int:
+    """What a loop's body adds to element `index` of what it carries; 1 where it cannot be seen."""
+    arguments = body.get("ROOT", "").partition(" tuple(")[2]
+    names = _NAME.findall(arguments.partition("), ")[0])
+    line = body.get(names[index], "") if index < len(names) else ""
+    if copied := re.search(r" copy\(%([\w.\-]+)\)", line):
+        line = body.get(copied[1], "")
+    added = _NAME.findall(line.partition(" add(")[2].partition(")")[0])
+    steps = [int(n) for name in added for n in _CONSTANT.findall(body.get(name, ""))]
+    return max([*steps, 1])
+
+
+def _branches(line: str) -> list[str]:
+    """The computations that a conditional may run."""
+    listed = [name for names in _BRANCHES.findall(line) for name in names.split(",")]
+    return [name.strip().lstrip("%") for name in listed + _TRUE_FALSE.findall(line)]

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from llmcodec_jax import chips, compile_check, costs
+from llmcodec_jax import chips, compile_check, compile_report, costs
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,6 +31,38 @@ def test_exchanges_inside_loops_count_every_turn():
     assert (gather.devices, gather.shape, gather.where) == (8, "bf16[64,32]", "layer/gather")
     assert gather.sent == 36 * 64 * 32 * 2 * 7 / 8
     assert reduce.sent == 2 * 400 * 7 / 8
+
+
+TPU_HLO = """
+%cond.1 (p: (u32[], f32[8])) -> pred[] {
+  %bound = u32[]{:T(128)} constant(8)
+  %counter = u32[]{:T(128)} get-tuple-element(%p), index=0
+  ROOT %less = pred[]{:T(512)} compare(%counter, %bound), direction=LT
+}
+%body.1 (p: (u32[], f32[8])) -> (u32[], f32[8]) {
+  %two = u32[]{:T(128)} constant(2)
+  %next = u32[]{:T(128)} add(%counter.1, %two)
+  %sent = (bf16[4,8]{1,0:T(8,128)}, bf16[4,8]{1,0:T(8,128)}, u32[], u32[]) collective-permute-start(%x), channel_id=3
+  %ahead = f32[6]{0} all-gather(%y), channel_id=4, replica_groups=mesh['a'=4,'b'=2] {'a'}
+  ROOT %out = (u32[]{:T(128)}, f32[8]{0}) tuple(%next, %x), backend_config={"other":"f(%a, %b)"}
+}
+%branch (p: f32[8]) -> f32[8] {
+  %seldom = f32[5]{0} all-reduce(%g), channel_id=5, replica_groups=mesh['a'=4,'b'=2] {'a','b'}
+}
+ENTRY %main (a: f32[4]) -> f32[4] {
+  %w = (u32[], f32[8]) while(%t), condition=%cond.1, body=%body.1, backend_config={"flag":[]}
+  %ahead.1 = f32[6]{0} all-gather(%y), channel_id=4, replica_groups=mesh['a'=4,'b'=2] {'a'}
+  %c = f32[8] conditional(%p, %x, %y), branch_computations={%branch, %other}
+}
+"""  # noqa: E501
+
+
+def test_exchanges_in_a_tpu_program():
+    """Turns from the loop's counter, groups by mesh axes, a gather that a loop overlaps with."""
+    permute, gather, seldom = costs.collectives(TPU_HLO, 8)
+    assert (permute.kind, permute.times, permute.sent) == ("collective-permute", 4, 4 * 64)
+    assert (gather.times, gather.devices) == (1, 4)
+    assert (seldom.rare, seldom.devices) == (True, 8)
 
 
 def test_work_counts_loops_and_leaves_rare_branches_out():
@@ -60,7 +92,7 @@ def test_work_of_a_strided_convolution_and_its_gradient():
 
 def test_roofline_names_what_binds():
     chip = chips.Chip("toy", tflops=1, memory_gb=1, memory_gbs=10, link_gbs=1)
-    times = compile_check.roofline(costs.Work(1e12, 1e9), 3e9, 0.0, chip)
+    times = compile_report.roofline(costs.Work(1e12, 1e9), 3e9, 0.0, chip)
     assert times["binds"] == "interconnect"
     assert times["overlapped"] == 3
     assert times["one_after_the_other"] == pytest.approx(1 + 0.1 + 3)

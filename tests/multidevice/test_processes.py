@@ -1,10 +1,12 @@
 """Real processes on this machine, joined by launch/local_multiprocess.sh: kill, resume, resize."""
 
+import dataclasses
 import json
 import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -56,20 +58,67 @@ def arguments(tiny_lm, speech, workdir) -> list[str]:
     return ["--config", "configs/base.py", "--workdir", str(workdir), *given]
 
 
-def start(processes: int, *given: str):
+def port() -> str:
+    """A free one; between here and its use nobody else is expected to want it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+        return str(free.getsockname()[1])
+
+
+@dataclasses.dataclass
+class Running:
+    """A job or a process of one, with its log in a file: a full pipe would stop it."""
+
+    process: subprocess.Popen
+    log: Path
+
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def ended(self, seconds: float) -> int:
+        """Its exit status; fails, and ends it and its children, if it takes longer."""
+        try:
+            return self.process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            raise AssertionError(
+                f"still running after {seconds} s: {self.said()[-3000:]}"
+            ) from None
+
+
+def launch(command: list[str], log: Path, **environment: str) -> Running:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"PYTHON": sys.executable, "XLA_FLAGS": ""} | environment
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=out, stderr=out, process_group=0
+        )
+    return Running(process, log)
+
+
+def start(processes: int, workdir: Path, *given: str) -> Running:
     command = ["bash", "launch/local_multiprocess.sh", str(processes), *given]
-    environment = os.environ | {"PORT": port, "XLA_FLAGS": ""}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, process_group=0
-    )
+    return launch(command, workdir.with_suffix(".log"), PORT=port())
 
 
-def finish(running) -> None:
-    _, errors = running.communicate(timeout=900)
-    assert running.returncode == 0, errors[-3000:]
+def finish(running: Running) -> None:
+    assert running.ended(900) == 0, running.said()[-3000:]
+
+
+def reached(running: Running, workdir: Path, step: int, seconds: float = 600) -> None:
+    """Waits until the run has written the row of a step."""
+    deadline = time.monotonic() + seconds
+    while max(rows(workdir), default=-1) < step:
+        assert running.process.poll() is None, running.said()[-3000:]
+        assert time.monotonic() < deadline, running.said()[-3000:]
+        time.sleep(0.2)
+
+
+def trainers(running: Running) -> list[int]:
+    """The processes that a launch script started."""
+    pid = running.process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(p) for p in children if b"llmcodec" in Path(f"/proc/{p}/cmdline").read_bytes()]
 
 
 def rows(workdir) -> dict[int, dict]:
@@ -89,37 +138,56 @@ def same_trajectory(one, other) -> None:
                 )
 
 
-def test_a_killed_peer_ends_the_job_and_resuming_continues_it(tmp_path, tiny_lm, speech):
-    """Undisturbed on two; killed on two and resumed on two; from four's checkpoint on two."""
-    whole = tmp_path / "whole"
-    finish(start(2, *arguments(tiny_lm, speech, whole)))
-    assert sorted(rows(whole)) == list(range(10))
-    for first in (2, 4):
-        workdir = tmp_path / f"from-{first}"
-        given = arguments(tiny_lm, speech, workdir)
-        running = start(first, *given)
-        deadline = time.monotonic() + 600
-        while max(rows(workdir), default=0) < 5:
-            assert running.poll() is None, running.stderr.read()[-3000:]
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
-        trainers = [p for p in children if b"llmcodec" in Path(f"/proc/{p}/cmdline").read_bytes()]
-        os.kill(int(trainers[-1]), signal.SIGKILL)
-        running.communicate(timeout=120)  # bounded: the others do not wait for it
-        assert running.returncode != 0
-        finish(start(2, *given))
-        same_trajectory(rows(whole), rows(workdir))
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, tiny_lm, speech) -> dict[int, dict]:
+    """The rows of an undisturbed run on two processes."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    finish(start(2, workdir, *arguments(tiny_lm, speech, workdir)))
+    assert sorted(rows(workdir)) == list(range(10))
+    return rows(workdir)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_resuming_on_two_after_a_kill_continues_the_run(
+    processes, whole, tmp_path, tiny_lm, speech
+):
+    workdir = tmp_path / "run"
+    given = arguments(tiny_lm, speech, workdir)
+    running = start(processes, workdir, *given)
+    reached(running, workdir, 5)
+    os.kill(trainers(running)[-1], signal.SIGKILL)
+    assert running.ended(60) != 0  # the script ends the others
+    finish(start(2, workdir, *given))
+    assert "resumed from" in running.said()
+    same_trajectory(whole, rows(workdir))
+
+
+def test_without_its_peer_a_process_ends_in_bounded_time(tmp_path, tiny_lm, speech):
+    """Two trainers with nobody to watch over them, as on two hosts."""
+    workdir, address = tmp_path / "run", f"127.0.0.1:{port()}"
+    given = arguments(tiny_lm, speech, workdir)
+    both = [
+        launch(
+            [sys.executable, "-m", "llmcodec_jax.train", *given],
+            tmp_path / f"{index}.log",
+            JAX_PLATFORMS="cpu",
+            JAX_COORDINATOR_ADDRESS=address,
+            JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID=str(index),
+            LLMCODEC_PEER_TIMEOUT="10",
+        )
+        for index in (0, 1)
+    ]
+    reached(both[0], workdir, 2)
+    both[1].process.kill()
+    assert both[0].ended(60) != 0
 
 
 def test_sigterm_saves_on_all_processes(tmp_path, tiny_lm, speech):
-    given = arguments(tiny_lm, speech, tmp_path)
-    running = start(2, *given)
-    while max(rows(tmp_path), default=0) < 1:
-        assert running.poll() is None, running.stderr.read()[-3000:]
-        time.sleep(0.2)
-    os.kill(running.pid, signal.SIGTERM)
-    _, errors = running.communicate(timeout=120)
-    assert running.returncode == 0, errors[-3000:]
-    assert any((tmp_path / "checkpoints").iterdir())
-    assert "the same command resumes" in errors
+    workdir = tmp_path / "run"
+    running = start(2, workdir, *arguments(tiny_lm, speech, workdir))
+    reached(running, workdir, 1)
+    os.kill(running.process.pid, signal.SIGTERM)
+    assert running.ended(120) == 0, running.said()[-3000:]
+    assert any((workdir / "checkpoints").iterdir())
+    assert running.said().count("the same command resumes") == 2
