@@ -29,7 +29,8 @@ def get_config() -> ConfigDict:
     c.bridge.jitter = 24  # samples the LM branch's audio is shifted by, at random
     c.bridge.label_noise = 0.015  # share of FTP labels replaced by random codes
     # FTP's gradient through the codes to be predicted, beside that through the codes that were
-    # read: 0 as published; 1 draws the codec to the better predicted of two equally good codes.
+    # read: 0 as published; 1 draws the codec to the better predicted of two equally good codes
+    # (language.pull_on_targets).
     c.bridge.target_gradient = 0.0
 
     c.schedule = schedule()

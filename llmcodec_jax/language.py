@@ -94,16 +94,24 @@ def search_logits(method: Method, params, table, output: CodecOutput, gate):
     return scale_gradient(query, gate), *rest
 
 
-def pull_on_targets(method: Method, logits, hidden, heads, output: CodecOutput, temperature):
+def pull_on_targets(method: Method, logits, hidden, heads, share, output: CodecOutput, temperature):
     """How the predicted codes themselves would lower the FTP loss -> [K] sums, each zero in value.
 
-    The loss of head k at a frame is logsumexp(h W) - h W[code]. As published its gradient
-    reaches the codec through the codes that the LM *read*; here also through the code that it was
-    to *predict*, relaxed as in the bridge (mode "ste", heads and states held fixed): the codec
-    is drawn to the better predicted one of two codes that serve the sound equally well.
+    As published, the loss's gradient reaches the codec through the codes that the LM *read*;
+    here also through the code v that head k was to *predict*, relaxed as in the bridge (mode
+    "ste", heads and states held fixed). Of two codes that serve the sound equally well the codec
+    is drawn to the one with the larger gain
+
+        log q_k(v | codes before) - log share_v
+
+    over what is known without context: `share` [V] is how often each code occurs. Without the
+    second term the codec would fall for frequent codes, and empty the others.
     """
     horizons, size, width = heads.shape
-    rows = jax.lax.stop_gradient(heads).transpose(1, 0, 2).reshape(size, horizons * width)
+    share = share / jnp.maximum(share.sum(), 1e-9)
+    prior = jnp.log(0.9 * share + 0.1 / size)  # no code is infinitely surprising
+    rows = jnp.concatenate([heads, jnp.tile(-prior[None, :, None], (horizons, 1, 1))], axis=-1)
+    rows = jax.lax.stop_gradient(rows).transpose(1, 0, 2).reshape(size, horizons * (width + 1))
     crossed = bridging.bridge(
         *logits,
         rows,
@@ -114,8 +122,9 @@ def pull_on_targets(method: Method, logits, hidden, heads, output: CodecOutput, 
         chunk=method.bridge.chunk,
     )
     batch, frames, _ = hidden.shape
-    rows = crossed.embeds.reshape(batch, frames, horizons, width)
+    rows = crossed.embeds.reshape(batch, frames, horizons, width + 1)
     states = jax.lax.stop_gradient(hidden).astype(jnp.float32)
+    states = jnp.pad(states, ((0, 0), (0, 0), (0, 1)), constant_values=1.0)
     sums = []
     for k in range(horizons):  # frame s is predicted from the state at s - k
         reader = jnp.pad(states, ((0, 0), (k, 0), (0, 0)))[:, :frames]
@@ -133,6 +142,7 @@ def language_losses(
     output: CodecOutput,
     batch: Batch,
     bank,
+    code_share,
     key,
     gate,
     temperature,
@@ -140,7 +150,8 @@ def language_losses(
 ) -> tuple[Losses, TextStates | None]:
     """All objectives of the LM branch, and the text states for the bank.
 
-    `table` is the codec's `search_table()` [V, d]; `gate` scales the gradient into the codec;
+    `table` is the codec's `search_table()` [V, d]; `code_share` [V] how often each code occurs;
+    `gate` scales the gradient into the codec;
     losses are sums and counts: "bridge", "ftp/k", "sa_cosine", "sa_contrastive"; accuracies
     come along the same way, as "accuracy/...". With `training=False` the bridge samples without
     noise, labels are clean, and nothing is meant to be differentiated.
@@ -169,7 +180,13 @@ def language_losses(
     if training and method.bridge.target_gradient:
         share = method.bridge.target_gradient
         pull = pull_on_targets(
-            method, logits, read.hidden[:, :-1], params["ftp_heads"], output, temperature
+            method,
+            logits,
+            read.hidden[:, :-1],
+            params["ftp_heads"],
+            code_share,
+            output,
+            temperature,
         )
         for k, own in enumerate(share * pull, start=1):
             total, count = losses[f"ftp/{k}"]

@@ -123,6 +123,7 @@ def codec_forward(method: Method, phase: Phase, state: TrainState, lm_params, ba
                 output,
                 batch,
                 state.bank,
+                state.code_share,
                 stream(key, step, "bridge"),
                 method.schedule.codec_gate(step),
                 method.schedule.temperature(step),

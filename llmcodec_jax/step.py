@@ -211,6 +211,7 @@ def eval_step(state: TrainState, lm_params, batch: Batch, *, method: Method) -> 
             output,
             batch,
             state.bank,
+            state.code_share,
             key,
             gate=0.0,
             temperature=method.schedule.temperature_end,

@@ -36,14 +36,16 @@ def parts():
 
 
 def test_pull_on_targets_is_the_relaxed_cross_entropy(parts):
-    """Zero in value; its gradient is that of -sum_v p_v h W_v with p = softmax(logits / tau)."""
+    """Zero in value; its gradient is that of -sum_v p_v (h W_v - log share_v), p = softmax."""
     query, table, hidden, heads, output = parts
     method = dataclasses.replace(tiny_method(), bridge=Bridge(mode="ste"))
     weights = jnp.array([0.5, 0.3, 0.2])
+    share = jnp.arange(V) / 100.0  # unnormalised, as a young running mean is
+    prior = jnp.log(0.9 * share / share.sum() + 0.1 / V)
 
     def ours(query):
         logits = query, table, jnp.zeros(V)
-        return weights @ pull_on_targets(method, logits, hidden, heads, output, TEMPERATURE)
+        return weights @ pull_on_targets(method, logits, hidden, heads, share, output, TEMPERATURE)
 
     def plain(query):
         p = jax.nn.softmax(query @ table.T / TEMPERATURE, axis=-1)
@@ -51,7 +53,8 @@ def test_pull_on_targets_is_the_relaxed_cross_entropy(parts):
         for t in range(T):
             for k in range(K):
                 if t + k < T:
-                    score = jnp.einsum("bv,bh,vh->b", p[:, t + k], hidden[:, t], heads[k])
+                    gain = hidden[:, t] @ heads[k].T - prior
+                    score = jnp.sum(p[:, t + k] * gain, axis=-1)
                     total -= weights[k] * jnp.sum(score * output.frame_mask[:, t + k])
         return total
 
@@ -74,8 +77,9 @@ def test_target_gradient_changes_the_codec_alone(lm):  # noqa: F811
             output = method.codec.apply(variables, batch.wav, batch.wav_length, method="encode")
             table = method.codec.apply(variables, method="search_table")
             losses, _ = language_losses(
-                method, params, table, lm, output, batch, state.bank, jax.random.key(0), 1.0, 0.5
-            )
+                method, params, table, lm, output, batch, state.bank,
+                state.code_share, jax.random.key(0), 1.0, 0.5,
+            )  # fmt: skip
             return losses["ftp/1"][0] + losses["ftp/2"][0]
 
         return jax.jit(jax.value_and_grad(loss))(state.params)
