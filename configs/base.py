@@ -12,7 +12,7 @@ def get_config() -> ConfigDict:
     c.seed = 0  # of parameters, noise and data order
     c.total_steps = 25_000  # optimiser updates; all starts below are fractions of this
     c.init = (
-        "auv.pt"  # codec to start from: run folder, converted folder, .safetensors or .pt; "" fresh
+        "auv.pt"  # codec to start from: "mini", run, converted folder, .safetensors, .pt; "" fresh
     )
 
     c.codec = codec()

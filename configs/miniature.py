@@ -44,9 +44,6 @@ def base() -> ConfigDict:
     c = quickstart.get_config()
     c.total_steps = 5000
     c.lm.path = ""
-    c.codec.width = 192
-    c.codec.encoder_layers = 2
-    c.codec.decoder_layers = 4
     c.schedule.lm_start = 1.0
     # Four times the cost on two cores, so not there. On a GPU: 0.6 and 0.61.
     c.schedule.discriminator_start = NEVER

@@ -12,11 +12,11 @@ from configs import base
 def get_config() -> ConfigDict:
     c = base.get_config()
     c.total_steps = 1200
-    c.init = ""  # from scratch
+    c.init = ""  # from scratch; or "mini"
 
-    c.codec.width = 128
+    c.codec.width = 192  # the architecture of the shipped codec: --config.init=mini starts from it
     c.codec.encoder_layers = 2
-    c.codec.decoder_layers = 3
+    c.codec.decoder_layers = 4
     c.codec.codebook_size = 1024
     c.training.use_domains = False  # one domain: all codes are open
     c.codec.dtype = "float32"  # CPUs have no fast bfloat16

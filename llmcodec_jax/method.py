@@ -74,6 +74,7 @@ class Method:
     use_domains: bool = False  # limit the code search to each clip's domain partition
     revive_every: int = 0  # steps between revivals of dead codes; 0 never (fine-tuning)
     revive_below: float = 0.02  # a code is dead below this share of its fair share 1 / V
+    from_scratch: bool = False  # the codebook's first place is on the first batch
     max_bad_steps: int = 20  # non-finite steps in a row before training stops
 
     @property
@@ -117,5 +118,6 @@ class Method:
             r1_every=r1_every,
             accumulate=config.optim.accumulate,
             max_bad_steps=config.optim.max_bad_steps,
+            from_scratch=not config.init,
             **config.training,
         )

@@ -104,14 +104,15 @@ def penalise(method: Method, state: TrainState, batch: Batch, gradients: dict) -
 def revive_codes(method: Method, state: TrainState, params, batch_stats, batch: Batch):
     """Every `revive_every` steps, dead codes move to where the encoder is -> (params, stats).
 
-    At the first step all do: the codebook starts on the data, not beside it.
+    At the first step of a codec from scratch all do: its codebook starts on the data.
     """
 
     def due():
         variables = {"params": params["codec"], "batch_stats": batch_stats}
         output, _, _ = run_codec(method, *variables.values(), batch, train=False)
         key = stream(jax.random.wrap_key_data(state.key), state.step, "revive")
-        below = jnp.where(state.step == 0, jnp.inf, method.revive_below)
+        first = method.from_scratch & (state.step == 0)
+        below = jnp.where(first, jnp.inf, method.revive_below)
         revived = revive(method.codec, variables, output, key, below)
         return params | {"codec": revived["params"]}, revived["batch_stats"]
 
