@@ -32,6 +32,7 @@ def get_config() -> ConfigDict:
     # read: 0 as published; 1 draws the codec to the better predicted of two equally good codes
     # (language.pull_on_targets).
     c.bridge.target_gradient = 0.0
+    c.bridge.frequency_weight = 1.0  # of that: what a code's own frequency weighs against it
 
     c.schedule = schedule()
     c.weights = weights()

@@ -81,10 +81,12 @@ def teacher() -> ConfigDict:
 def tuned(base: ConfigDict) -> ConfigDict:
     """Stage 3: what all variants share. As it stands: FTP and SA, gradient through the targets."""
     c = base.copy_and_resolve_references()
-    c.total_steps = 400
+    c.total_steps = 300
     c.discriminators.enabled = False  # acoustic losses and the LM's alone, in every variant
     c.lm.path = "teacher"  # that of stage 2
     c.bridge.target_gradient = 1.0
+    c.bridge.frequency_weight = 1.5
+    c.weights.ftp = 0.4
     c.schedule.lm_start = 0.0
     c.schedule.ftp_start = 0.05  # the heads follow the variant's own noise first
     c.schedule.ftp_ramp = 0.1
@@ -100,7 +102,7 @@ def tuned(base: ConfigDict) -> ConfigDict:
     c.optim.groups.bridge.update(optimizer="adamw", b2=0.99)
     c.data.batch_size = 6
     c.data.clip_seconds = 3.0  # most prompts whole, and so with their text
-    c.log.eval_every = 200
+    c.log.eval_every = 150
     c.log.checkpoint_every = 100
     return c
 
@@ -114,7 +116,10 @@ def variants() -> ConfigDict:
             "ftp": {"weights": {"sa_cosine": 0.0, "sa_contrastive": 0.0}},
             "sa": {"weights": {"ftp": 0.0}},
             # The paper's losses and bridge: learned projection, Gumbel noise, no target gradient.
-            "published": {"bridge": {"target_gradient": 0.0, "logits": "projection"}},
+            "published": {
+                "bridge": {"target_gradient": 0.0, "logits": "projection"},
+                "weights": {"ftp": 0.2, "bridge": 1.0},
+            },
             # FTP's gradient as published, but over a bridge that agrees with the quantiser.
             "inputs_only": {"bridge": {"target_gradient": 0.0}},
             "heads_1": {"lm": {"horizons": 1}},
@@ -130,11 +135,11 @@ def variants() -> ConfigDict:
 def evaluation() -> ConfigDict:
     """Stage 4: the same for every codec."""
     c = ConfigDict()
-    c.clips = 16  # held-out clips of each source for reconstruction
-    c.pairs = 40  # of each part of the coherence suite
-    c.consistency = 24  # clips
+    c.clips = 12  # held-out clips of each source for reconstruction
+    c.pairs = 30  # of each part of the coherence suite
+    c.consistency = 16  # clips
     c.protocol = ConfigDict()  # of the token LM (llmcodec_jax/evaluation/protocol.py)
-    c.protocol.steps = 400
+    c.protocol.steps = 300
     c.protocol.batch = 16
     c.protocol.seconds = 4.0
     c.protocol.width = 192

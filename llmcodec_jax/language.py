@@ -102,14 +102,16 @@ def pull_on_targets(method: Method, logits, hidden, heads, share, output: CodecO
     "ste", heads and states held fixed). Of two codes that serve the sound equally well the codec
     is drawn to the one with the larger gain
 
-        log q_k(v | codes before) - log share_v
+        log q_k(v | codes before) - beta log share_v
 
-    over what is known without context: `share` [V] is how often each code occurs. Without the
-    second term the codec would fall for frequent codes, and empty the others.
+    over what is known without context: `share` [V] is how often each code occurs. At beta 1 that
+    is the mutual information of code and context; without the second term the codec would fall
+    for frequent codes and empty the others, and a larger beta holds the codes' entropy up.
     """
     horizons, size, width = heads.shape
     share = share / jnp.maximum(share.sum(), 1e-9)
     prior = jnp.log(0.9 * share + 0.1 / size)  # no code is infinitely surprising
+    prior = method.bridge.frequency_weight * prior
     rows = jnp.concatenate([heads, jnp.tile(-prior[None, :, None], (horizons, 1, 1))], axis=-1)
     rows = jax.lax.stop_gradient(rows).transpose(1, 0, 2).reshape(size, horizons * (width + 1))
     crossed = bridging.bridge(

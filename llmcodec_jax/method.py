@@ -30,6 +30,7 @@ class Bridge:
     jitter: int = 24  # samples by which the LM branch's audio is shifted at random, either way
     label_noise: float = 0.015  # share of FTP labels replaced by random codes
     target_gradient: float = 0.0  # FTP gradient through the predicted codes; 0 as published
+    frequency_weight: float = 1.0  # beta of that gradient: what a code's own frequency weighs
 
     def __post_init__(self):
         if self.logits not in ("native", "projection"):

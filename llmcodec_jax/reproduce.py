@@ -43,15 +43,21 @@ def run(config, data: Path, workdir: Path, budget: float) -> dict:
     begin = stages.teach(config, teacher, base, material)
     folders = {"base": {0: base}}
     stages.evaluate(base, clips, pairs, material, config)
-    for name, seeds in config.seeds.items():
-        for seed in range(seeds):
+    # Seed by seed, so that a study cut short compares all variants on the seeds it has.
+    for seed in range(max(config.seeds.values())):
+        for name in (name for name, seeds in config.seeds.items() if seed < seeds):
             folder = workdir / "variants" / f"{name}-{seed}"
             variant = stages.variant_config(config, name, seed, base, teacher, begin)
             stages.train_run(variant, folder, material.sources)
             stages.evaluate(folder, clips, pairs, material, config)
             folders.setdefault(name, {})[seed] = folder
-    about = f"{sum(map(len, folders.values()))} codecs on {data.name}, budget {budget:g}."
-    return results.write(workdir, folders, clips, about)
+            results.write(workdir, folders, clips, about(data, budget, folders))
+    return results.summarise(folders)
+
+
+def about(data: Path, budget: float, folders: dict) -> str:
+    """The page's first line."""
+    return f"{sum(map(len, folders.values()))} codecs on {data.name}, budget {budget:g}."
 
 
 def main(_) -> int:
