@@ -292,7 +292,7 @@ def main(_) -> int:
         flag = f"--xla_force_host_platform_device_count={count}"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
     elif EFFORT.value == "quick":
-        jax.config.update("jax_optimization_level", "O1")
+        jax.config.update("jax_optimization_level", "O0")
     try:
         report = check(command_line.CONFIG.value, target(TOPOLOGY.value), PHASES.value)
     except ValueError as error:
