@@ -86,9 +86,13 @@ class Running:
             ) from None
 
 
+# Compilation is most of what these tests wait for.
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+
 def launch(command: list[str], log: Path, **environment: str) -> Running:
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {"PYTHON": sys.executable, "XLA_FLAGS": ""} | environment
+    environment = os.environ | {"PYTHON": sys.executable, "XLA_FLAGS": QUICK} | environment
     with log.open("ab") as out:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=out, stderr=out, process_group=0
@@ -105,7 +109,7 @@ def finish(running: Running) -> None:
     assert running.ended(900) == 0, running.said()[-3000:]
 
 
-def reached(running: Running, workdir: Path, step: int, seconds: float = 600) -> None:
+def reached(running: Running, workdir: Path, step: int, seconds: float = 900) -> None:
     """Waits until the run has written the row of a step."""
     deadline = time.monotonic() + seconds
     while max(rows(workdir), default=-1) < step:
