@@ -23,6 +23,7 @@ def get_config() -> ConfigDict:
         {
             "control": 3,
             "ftp_sa": 3,
+            "entropy_floor": 1,
             "ftp": 1,
             "sa": 1,
             "published": 1,
@@ -85,8 +86,8 @@ def tuned(base: ConfigDict) -> ConfigDict:
     c.discriminators.enabled = False  # acoustic losses and the LM's alone, in every variant
     c.lm.path = "teacher"  # that of stage 2
     c.bridge.target_gradient = 1.0
-    c.bridge.frequency_weight = 1.5
-    c.weights.ftp = 0.4
+    c.bridge.frequency_weight = 1.2
+    c.weights.ftp = 0.35
     c.schedule.lm_start = 0.0
     c.schedule.ftp_start = 0.05  # the heads follow the variant's own noise first
     c.schedule.ftp_ramp = 0.1
@@ -113,6 +114,8 @@ def variants() -> ConfigDict:
         {
             "control": {"lm": {"path": ""}},  # acoustic losses alone
             "ftp_sa": {},
+            # Leans on frequent codes harder: more entropy than the control, fewer nats won.
+            "entropy_floor": {"bridge": {"frequency_weight": 1.5}, "weights": {"ftp": 0.4}},
             "ftp": {"weights": {"sa_cosine": 0.0, "sa_contrastive": 0.0}},
             "sa": {"weights": {"ftp": 0.0}},
             # The paper's losses and bridge: learned projection, Gumbel noise, no target gradient.

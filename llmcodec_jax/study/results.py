@@ -21,7 +21,9 @@ from llmcodec_jax.evaluation.reconstruction import write_json
 
 COLUMNS = {
     "nats": "nats/token ↓",
+    "gain": "gain over unigram ↑",
     "unigram": "unigram entropy",
+    "used": "codes used",
     "use": "effective code use",
     "mel": "mel ↓",
     "stft": "stft ↓",
@@ -42,6 +44,8 @@ def read_run(folder: Path) -> dict[str, float]:
     return {
         "nats": tokens["small_lm"]["nats_per_token"]["mean"],
         "unigram": tokens["unigram"]["entropy"],
+        "gain": tokens["small_lm"]["gain_over_unigram"],
+        "used": tokens["unigram"]["codes_used"],
         "use": tokens["unigram"]["effective"],
         **{name: sound.get(name) for name in ("mel", "stft", "pesq", "stoi")},
         "coherence": reports["salmon"]["mean"].get("normalised"),
@@ -65,28 +69,29 @@ def difference(runs: dict[int, dict], control: dict[int, dict], name: str) -> di
 
 
 def sentence(name: str, change: dict[str, dict]) -> str:
-    """What a row shows, in words that follow from its numbers alone."""
+    """What a row shows, in words that follow from its numbers alone.
+
+    Fewer nats can come from better prediction (gain over unigram) or from fewer codes (entropy):
+    both shares are named, and losing more than a twentieth of the entropy or of the codes in use
+    is called what it is.
+    """
     nats, half = change["nats"]["mean"], change["nats"]["half_width"]
     if half is None:
         sure = "one seed, no interval"
     else:
-        sure = f"95 % interval {nats - half:+.3f} to {nats + half:+.3f}"
-    direction = "lowers" if nats < 0 else "raises"
+        low, high = nats - half, nats + half
+        zero = "includes" if low <= 0 <= high else "excludes"
+        sure = f"95 % interval {low:+.3f} to {high:+.3f}, which {zero} zero"
     costs = [
         f"{column} {100 * change[column]['relative']:+.1f} %"
-        for column in ("mel", "stoi", "unigram", "use")
+        for column in ("mel", "stoi", "unigram", "used", "use")
         if change.get(column)
     ]
-    verdict = ""
-    if change["unigram"]["relative"] < -0.05 or change["use"]["relative"] < -0.05:
-        verdict = " Part of it is bought with codes given up."
-    elif half is not None and nats + half < 0:
-        verdict = " The interval excludes zero."
-    elif half is not None:
-        verdict = " The interval includes zero."
+    given_up = [c for c in ("unigram", "used", "use") if change[c]["relative"] < -0.05]
+    verdict = f" Codes were given up for it ({', '.join(given_up)})." if given_up else ""
     return (
-        f"{name} {direction} nats per token by {abs(nats):.3f} ({sure}); "
-        f"beside it {', '.join(costs)}.{verdict}"
+        f"{name} {'lowers' if nats < 0 else 'raises'} nats per token by {abs(nats):.3f} ({sure}); "
+        f"gain over unigram {change['gain']['mean']:+.3f}; beside it {', '.join(costs)}.{verdict}"
     )
 
 

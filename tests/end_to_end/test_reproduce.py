@@ -117,7 +117,7 @@ def test_token_lms_are_tested_on_clips_no_codec_saw(data, tiny_lm):
 
 
 def row(nats, mel=1.0, unigram=6.0, use=0.8):
-    values = dict.fromkeys(results.COLUMNS, 1.0)
+    values = dict.fromkeys(results.COLUMNS, 1.0) | {"gain": unigram - nats}
     return values | {"nats": nats, "mel": mel, "unigram": unigram, "use": use}
 
 
@@ -135,7 +135,9 @@ def test_findings_follow_from_the_numbers():
     assert "lowers nats per token by 0.399" in text
     assert "excludes zero" in text
     assert change["mel"]["relative"] == pytest.approx(0.005)
-    assert "bought with codes given up" in said(bought)[0]
+    assert "gain over unigram +0.399" in text
+    assert "Codes were given up for it (unigram)" in said(bought)[0]
+    assert "gain over unigram +0.000" in said(bought)[0]
     assert "includes zero" in said(same)[0]
     assert "one seed, no interval" in said({0: row(4.5)})[0]
 
@@ -143,7 +145,10 @@ def test_findings_follow_from_the_numbers():
 def test_budget_scales_every_stage_and_thins_the_variants():
     config = miniature.get_config()
     stages.scale(config, 0.1)
-    assert (config.base.total_steps, config.tuned.total_steps) == (500, 40)
+    whole = miniature.get_config()
+    assert config.base.total_steps == whole.base.total_steps / 10
+    assert config.tuned.total_steps == whole.tuned.total_steps / 10
+    assert config.evaluation.protocol.steps == whole.evaluation.protocol.steps / 10
     assert {name for name, count in config.seeds.items() if count} == {"control", "ftp_sa"}
 
 
