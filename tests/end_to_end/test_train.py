@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import llmcodec_jax
-from configs import base, codec_pretrain
+from configs import base, codec_pretrain, quickstart
 from llmcodec_jax import export, loop, train
 from llmcodec_jax.interop.torch_auv import load_auv_variables
 from tests.conftest import WORDS, babble
@@ -143,6 +143,21 @@ def test_pretraining_config_shrunk_learns_from_several_domains(tmp_path, tiny_lm
     stats = load_auv_variables(str(tmp_path))[1]["batch_stats"]
     means = stats["encoder"]["conformer"]["layers"]["convolution"]["conv_norm"]["mean"]
     assert np.any(np.asarray(means))
+
+
+@pytest.mark.slow
+def test_quickstart_can_start_from_the_shipped_codec(tmp_path, tiny_lm, speech):
+    """--config.init=mini: same architecture, and its codebook stays where it was trained."""
+    sizes = quickstart.get_config().codec
+    c = shrunk(quickstart, tiny_lm, speech)
+    c.codec.update(sizes)
+    c.init = "mini"
+    c.total_steps = 1
+    assert train.run(c, tmp_path)
+    before, after = (load_auv_variables(p)[1]["params"] for p in ("mini", str(tmp_path)))
+    change = jax.tree.map(lambda a, b: np.abs(a - b).max(), before, after)
+    assert max(jax.tree.leaves(change)) < 0.01
+    assert rows(tmp_path)[0]["eval/mel"] < 2  # 4 and more from scratch
 
 
 class InterruptAt:
