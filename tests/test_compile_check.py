@@ -117,7 +117,7 @@ def test_a_missing_libtpu_is_said_plainly(monkeypatch):
 
 
 TINY = (
-    "--config.codec.width=32 --config.codec.encoder_layers=1 --config.codec.decoder_layers=1 "
+    "--config.codec.width=64 --config.codec.encoder_layers=1 --config.codec.decoder_layers=1 "
     "--config.codec.codebook_size=64 --config.lm.config.vocab_size=64 --config.lm.config.width=32 "
     "--config.lm.config.layers=3 --config.lm.config.heads=4 --config.lm.config.kv_heads=2 "
     "--config.lm.config.head_dim=8 --config.lm.config.ffn_width=48 --config.lm.horizons=2 "
