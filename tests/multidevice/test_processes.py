@@ -86,13 +86,9 @@ class Running:
             ) from None
 
 
-# Compilation is most of what these tests wait for.
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-
-
 def launch(command: list[str], log: Path, **environment: str) -> Running:
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {"PYTHON": sys.executable, "XLA_FLAGS": QUICK} | environment
+    environment = os.environ | {"PYTHON": sys.executable, "XLA_FLAGS": ""} | environment
     with log.open("ab") as out:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=out, stderr=out, process_group=0
@@ -192,6 +188,7 @@ def test_sigterm_saves_on_all_processes(tmp_path, tiny_lm, speech):
     running = start(2, workdir, *arguments(tiny_lm, speech, workdir))
     reached(running, workdir, 1)
     os.kill(running.process.pid, signal.SIGTERM)
-    assert running.ended(120) == 0, running.said()[-3000:]
+    # Between two steps, that is: the next phase's compilation may come first.
+    assert running.ended(600) == 0, running.said()[-3000:]
     assert any((workdir / "checkpoints").iterdir())
     assert running.said().count("the same command resumes") == 2
