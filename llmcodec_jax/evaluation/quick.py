@@ -13,6 +13,8 @@ def quick_metrics(
     """Codec-SUPERB's mel, stft, and where installed pesq and stoi, of two mono clips float [N].
 
     Values that are not defined for the pair (PESQ without speech) are NaN: average with nanmean.
+    Six decimals: STOI's last digits depend on BLAS's order of summation, which differs between
+    runs, and a resumed run's rows shall equal an undisturbed one's.
     """
     pair = codec_superb.match_lengths(np.atleast_2d(reference), np.atleast_2d(estimate))
     values = codec_superb.spectral_distances(*pair, sample_rate)
@@ -21,4 +23,4 @@ def quick_metrics(
     for name in ("pesq", "stoi"):
         if name not in missing:
             values[name] = getattr(codec_superb, name)(*speech)
-    return values
+    return {name: round(float(value), 6) for name, value in values.items()}
