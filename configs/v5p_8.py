@@ -2,13 +2,11 @@
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import v5e_16
 
 
 def get_config() -> ConfigDict:
-    c = base.get_config()
+    c = v5e_16.get_config()
     c.data.batch_size = 12
     c.data.eval_batch_size = 8
-    c.data.workers = 8
-    c.data.buffer = 16
     return c

@@ -4,7 +4,6 @@ After a deliberate change, with a report made by compile_check for each configur
 python -m tests.test_compile_reports v5e_16=report.json ...
 """
 
-import functools
 import importlib
 import json
 import re
@@ -17,8 +16,7 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from llmcodec_jax import chips, compile_check, costs, sharding
-from llmcodec_jax.method import Method
-from llmcodec_jax.state import init_state
+from tests.multidevice.test_sharding import shapes
 
 GOLDEN = Path(__file__).with_name("compile_reports.json")
 REPORTS = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
@@ -53,15 +51,6 @@ def summary(report: dict) -> dict:
         "binds": seconds["binds"],
         "exchanges": kinds,
     }
-
-
-@functools.lru_cache(maxsize=1)
-def shapes():
-    """(state, LM) of the paper's scale: the slices' configs differ in batch and mesh alone."""
-    config = importlib.import_module("configs.base").get_config()
-    lm_config, lm = compile_check.abstract_lm(config)
-    method = Method.from_config(config, lm_config)
-    return jax.eval_shape(lambda lm: init_state(method, lm, 0), lm), lm
 
 
 @pytest.mark.parametrize("name", REPORTS)
