@@ -20,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from llmcodec_jax.codec.folder import save_safetensors, save_torch
-from llmcodec_jax.data.embedded import fetch_lm
+from llmcodec_jax.data.embedded import lm_path
 from llmcodec_jax.interop import huggingface
 from llmcodec_jax.interop.torch_auv import load_auv_variables
 from llmcodec_jax.lm.load import load_lm
@@ -62,7 +62,7 @@ def export_language_model(run: Path, output: Path) -> None:
     embedding, head = audio_rows(checkpoint)
     about = json.loads((checkpoint / "about" / "metadata").read_text())
     lm = about["config"]["lm"]
-    path = fetch_lm() if lm["path"] == "embedded" else lm["path"]
+    path = lm_path(lm["path"])
     config, params, tokenizer = load_lm(path, lm["dtype"])
     partial = output.with_name(f".{output.name}.part")
     shutil.rmtree(partial, ignore_errors=True)

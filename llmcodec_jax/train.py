@@ -25,7 +25,7 @@ from llmcodec_jax import (
 )
 from llmcodec_jax.checkpoint import CheckpointError, Checkpoints
 from llmcodec_jax.data.cache import cache_dir
-from llmcodec_jax.data.embedded import fetch_lm
+from llmcodec_jax.data.embedded import lm_path
 from llmcodec_jax.data.packages import FetchError
 from llmcodec_jax.data.pipeline import DataError, eval_batches, make_loader
 from llmcodec_jax.data.prefetch import prefetch
@@ -60,7 +60,7 @@ def load_language_model(config, mesh):
     """config.lm -> (LMConfig, sharded params, tokenizer, digest), Nones without an LM."""
     if not config.lm.path:
         return None, None, None, ""
-    path = fetch_lm() if config.lm.path == "embedded" else config.lm.path
+    path = lm_path(config.lm.path)
     lm_config, params, tokenizer = load_lm(
         path, config.lm.dtype, lambda shapes: sharding.shardings(shapes, mesh, sharding.LM_RULES)
     )

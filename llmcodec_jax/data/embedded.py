@@ -93,6 +93,11 @@ def fetch_lm(cache: str | Path | None = None) -> Path:
     return file
 
 
+def lm_path(path: str) -> str | Path:
+    """`path` as a config gives it; "embedded" is the fetched default."""
+    return fetch_lm() if path == "embedded" else path
+
+
 def _ready(target: Path, kind: str) -> Path:
     build, notice = {
         "recorded": (_build_recorded, _RECORDED_NOTICE),

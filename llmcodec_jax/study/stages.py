@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 import llmcodec_jax
 from llmcodec_jax import audio, train
-from llmcodec_jax.data.embedded import fetch_lm
+from llmcodec_jax.data.embedded import lm_path
 from llmcodec_jax.data.sources import open_source, split_source
 from llmcodec_jax.evaluation import (
     audio_lm,
@@ -79,7 +79,7 @@ def teach(config: ConfigDict, folder: Path, base: Path, material: Material) -> i
     summary = folder / "lessons.json"
     if not summary.exists():
         streams = material.streams(llmcodec_jax.load_codec(base, batch_size=8))
-        path = fetch_lm() if lessons.path == "embedded" else lessons.path
+        path = lm_path(lessons.path)
         held_out = sorted(streams.held_out)
         report = teaching.teach(
             path,
