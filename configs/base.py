@@ -72,7 +72,7 @@ def codec() -> ConfigDict:
     c.conv_norm = "batch"  # as published; "rms" keeps no statistics
     c.partitions = "nested"  # codes open to each domain in training; None: all to all
     c.dtype = "bfloat16"  # of matmuls and convolutions; transforms and search stay float32
-    c.remat = False  # recompute layers in the backward pass
+    c.remat = False  # in the backward pass recompute even products with weights
     return c
 
 
@@ -99,7 +99,7 @@ def lm() -> ConfigDict:
     c.logit_scale = 5.0  # of the contrastive loss
     c.smoothing = 0.1  # label smoothing of the contrastive loss
     c.dtype = "bfloat16"  # of the frozen weights
-    c.remat = True  # recompute layers in the backward pass
+    c.remat = True  # in the backward pass recompute even products with weights
     # The architecture, so that a run can be compiled without weights (compile_check). Training
     # takes what `path` holds and warns of a difference.
     c.config = ConfigDict()

@@ -87,16 +87,17 @@ def target(name: str) -> Target:
     options = {"chip_config_name": "megacore"} if kind == "v4" else {}
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
-    except Exception as error:  # JAX gives a RuntimeError subclass of the plugin's or an OSError
+    except RuntimeError as error:  # of the plug-in, and where there is none
         if not _has_libtpu():
             missing = "libtpu is missing (no TPU is needed): pip install libtpu"
-            raise TopologyError(f"{missing}, or set TPU_LIBRARY_PATH") from error
+            raise TopologyError(f"{missing}, or set TPU_LIBRARY_PATH to its .so") from error
         raise TopologyError(f"libtpu does not know {name!r}: {error}") from error
     return Target(name, list(described.devices), chips.CHIPS[kind], False)
 
 
 def _has_libtpu() -> bool:
-    return "TPU_LIBRARY_PATH" in os.environ or importlib.util.find_spec("libtpu") is not None
+    named = os.environ.get("TPU_LIBRARY_PATH")
+    return Path(named).is_file() if named else importlib.util.find_spec("libtpu") is not None
 
 
 def abstract_lm(config) -> tuple[LMConfig | None, dict | None]:

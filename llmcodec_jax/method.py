@@ -53,7 +53,7 @@ class LanguageModel:
     logit_scale: float = 5.0  # of the contrastive loss
     smoothing: float = 0.1  # label smoothing of the contrastive loss
     dtype: str = "bfloat16"  # of the frozen weights and their matmuls
-    remat: bool = True  # recompute layer activations in the backward pass
+    remat: bool = True  # in the backward pass recompute even products with weights
 
 
 @dataclasses.dataclass(frozen=True)

@@ -91,7 +91,7 @@ class AUV(nn.Module):
     partitions: str | tuple[tuple[int, int], ...] | None = "nested"
     search_chunk: int = 4096  # codes compared at once: memory, never the result
     dtype: Any = "float32"  # of matmuls and convolutions; transforms and search stay float32
-    remat: bool = False  # recompute layer activations in the backward pass
+    remat: bool = False  # recompute products too in the backward pass: memory for time
 
     def setup(self):
         if self.conv_norm not in ("batch", "rms"):

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llmcodec_jax.codec.stft import precision
+from llmcodec_jax.remat import recomputing
 
 ROTARY_BASE = 10_000.0
 EPSILON = 1e-5
@@ -211,15 +212,14 @@ class Conformer(nn.Module):
     kernel: int = 31
     conv_norm: str = "batch"  # "batch" (published) or "rms", which needs no statistics
     dtype: Any = jnp.float32
-    remat: bool = False  # recompute activations in the backward pass
+    remat: bool = False  # recompute products too in the backward pass (remat.py)
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None, train: bool = False) -> jax.Array:
         if x.shape[-1] % self.head_dim:
             raise ValueError(f"width {x.shape[-1]} is not a multiple of head_dim {self.head_dim}")
-        layer = nn.remat(ConformerLayer, prevent_cse=False) if self.remat else ConformerLayer
         stack = nn.scan(
-            layer,
+            recomputing(ConformerLayer, self.remat),
             variable_axes={"params": 0, "batch_stats": 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast,

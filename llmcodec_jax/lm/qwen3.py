@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from llmcodec_jax.lm.config import LMConfig
 from llmcodec_jax.lm.lora import Linear, LoRA
 from llmcodec_jax.lm.rotary import rotary_angles, rotate
+from llmcodec_jax.remat import recomputing
 from llmcodec_jax.spread import spread
 from llmcodec_jax.types import LMOutput
 
@@ -134,9 +135,8 @@ class Decoder(nn.Module):
     def setup(self):
         c = self.config
         self.embed = nn.Embed(c.vocab_size, c.width, embedding_init=nn.initializers.normal(0.02))
-        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
         self.blocks = nn.scan(
-            block,
+            recomputing(Block, self.remat),
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, 0),
@@ -244,8 +244,9 @@ def forward(
     embeds [B, T, H]; lengths [B] valid positions (None: T). `pool_layers` [start, stop) counts
     like `hidden_states` (0 is the input); `pool_position` int [B] defaults to the last valid
     position. Only [L, B, H] pooled states leave the scan; with `remat` each layer keeps just
-    its input for the backward pass. Pass stop_gradient'ed `params` for a frozen model: then no
-    weight gradient is computed. Raises ValueError for layers outside the model.
+    its input for the backward pass, else its products with weights too. Pass stop_gradient'ed
+    `params` for a frozen model: then no weight gradient is computed. Raises ValueError for
+    layers outside the model.
     """
     start, stop = pool_layers or (0, 0)
     if not 0 <= start <= stop <= config.layers:
