@@ -9,6 +9,7 @@ import re
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from llmcodec_jax.schedules import Schedule
 
@@ -19,7 +20,7 @@ class Group:
 
     name: str
     pattern: str  # regular expression, matched against the whole "a/b/c" path
-    optimizer: str = "adamw"  # "adamw" or "sgd"
+    optimizer: str = "adamw"  # "adamw", "sgd", or "muon": orthogonal steps for layers' matrices
     learning_rate: float = 1e-4  # peak, after warm-up
     b1: float = 0.9  # Adam's first decay, or SGD's momentum
     b2: float = 0.99  # Adam's second decay
@@ -30,8 +31,8 @@ class Group:
     final: float = 0.0  # learning rate at the end, as a fraction of the peak
 
     def __post_init__(self):
-        if self.optimizer not in ("adamw", "sgd"):
-            raise ValueError(f"optimiser of group {self.name!r} is 'adamw' or 'sgd'")
+        if self.optimizer not in ("adamw", "sgd", "muon"):
+            raise ValueError(f"optimiser of group {self.name!r} is 'adamw', 'muon' or 'sgd'")
 
     def rate(self, step, schedule: Schedule):
         """Learning rate at a step."""
@@ -87,11 +88,38 @@ def _from_start(inner, group: Group, schedule: Schedule) -> optax.GradientTransf
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
-def _chain(group: Group) -> optax.GradientTransformation:
+def _matrices(params):
+    """Axes of a layer stack's matrices [L, in, out] that Muon turns; None leaves a leaf to Adam."""
+
+    def axes(path, leaf):
+        stacked = path_name(path).endswith("/kernel") and leaf.ndim == 3
+        return optax.contrib.MuonDimensionNumbers(1, 2) if stacked else None
+
+    return jax.tree_util.tree_map_with_path(axes, params)
+
+
+def _direction(group: Group) -> optax.GradientTransformation:
+    """Unit-sized steps: Adam's, or Muon's scaled to Adam's size so that one rate serves both."""
+    adam = optax.scale_by_adam(b1=group.b1, b2=group.b2)
     if group.optimizer == "adamw":
+        return adam
+    return optax.chain(
+        optax.contrib.muon(
+            learning_rate=1.0,
+            consistent_rms=0.2,
+            adam_b1=group.b1,
+            adam_b2=group.b2,
+            muon_weight_dimension_numbers=_matrices,
+        ),
+        optax.scale(-1.0),
+    )
+
+
+def _chain(group: Group) -> optax.GradientTransformation:
+    if group.optimizer != "sgd":
         return optax.chain(
             optax.clip_by_global_norm(group.clip),
-            optax.scale_by_adam(b1=group.b1, b2=group.b2),
+            _direction(group),
             optax.add_decayed_weights(group.weight_decay),
         )
     return optax.chain(

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from llmcodec_jax.optim import Group, assign, norms, optimiser
@@ -64,3 +65,23 @@ def test_the_rate_follows_the_runs_step_not_the_optimisers_count():
     group = Group("codec", "codec/.*", "sgd", learning_rate=1.0, b1=0.0, warmup=0.5, clip=1e9)
     updates, _ = step((group, HEADS), Schedule(100), at=24)
     assert np.allclose(updates["codec"]["a"], -0.5)
+
+
+def test_muon_turns_layer_matrices_and_leaves_the_rest_to_adam():
+    key = jax.random.key(0)
+    params = {"layers": {"kernel": jnp.zeros((2, 8, 16)), "bias": jnp.zeros((2, 16))}}
+    gradients = jax.tree.map(lambda p: jax.random.normal(key, p.shape), params)
+    group = Group("all", ".*", "muon", learning_rate=0.1, final=1.0)
+    transform = optimiser(params, (group,), Schedule(100))
+    updates, _ = transform.update(gradients, transform.init(params), params, step=0)
+    adam = optax.scale_by_adam(b1=group.b1, b2=group.b2, nesterov=True)
+    expected, _ = adam.update(gradients, adam.init(params))
+    np.testing.assert_allclose(
+        updates["layers"]["bias"], -0.1 * expected["layers"]["bias"], rtol=1e-4
+    )
+    for layer in range(2):  # each layer by itself
+        matrix, gradient = (tree["layers"]["kernel"][layer] for tree in (updates, gradients))
+        scales = np.linalg.svd(matrix, compute_uv=False)
+        assert scales.max() < 2 * scales.min()  # the gradient's differ by more
+        assert np.sum(matrix * gradient) < 0  # downhill
+        assert np.isclose(np.sqrt(np.mean(np.square(matrix))), 0.2 * 0.1, rtol=0.3)
