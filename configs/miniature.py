@@ -89,8 +89,8 @@ def tuned(base: ConfigDict) -> ConfigDict:
     c.discriminators.enabled = False  # acoustic losses and the LM's alone, in every variant
     c.lm.path = "teacher"  # that of stage 2
     c.bridge.target_gradient = 1.0
-    c.bridge.frequency_weight = 1.2
-    c.weights.ftp = 0.35
+    c.bridge.frequency_weight = 1.3
+    c.weights.ftp = 0.4
     c.schedule.lm_start = 0.0
     c.schedule.ftp_start = 0.05  # the heads follow the variant's own noise first
     c.schedule.ftp_ramp = 0.1
@@ -118,7 +118,7 @@ def variants() -> ConfigDict:
             "control": {"lm": {"path": ""}},  # acoustic losses alone
             "ftp_sa": {},
             # Leans on frequent codes harder: more entropy than the control, fewer nats won.
-            "entropy_floor": {"bridge": {"frequency_weight": 1.5}, "weights": {"ftp": 0.4}},
+            "entropy_floor": {"bridge": {"frequency_weight": 1.5}},
             "ftp": {"weights": {"sa_cosine": 0.0, "sa_contrastive": 0.0}},
             "sa": {"weights": {"ftp": 0.0}},
             # The paper's losses and bridge: learned projection, Gumbel noise, no target gradient.
@@ -145,7 +145,8 @@ def evaluation() -> ConfigDict:
     c.pairs = 30  # of each part of the coherence suite
     c.consistency = 16  # clips
     c.protocol = ConfigDict()  # of the token LM (llmcodec_jax/evaluation/protocol.py)
-    c.protocol.steps = 300
+    c.protocol.steps = 400
+    c.protocol.learning_rate = 2e-3
     c.protocol.batch = 16
     c.protocol.seconds = 4.0
     c.protocol.width = 192

@@ -42,7 +42,7 @@ def run(config, data: Path, workdir: Path, budget: float) -> dict:
     stages.train_run(config.base, base, material.sources)
     begin = stages.teach(config, teacher, base, material)
     folders = {"base": {0: base}}
-    stages.evaluate(base, clips, pairs, material, config)
+    stages.evaluate(base, clips, pairs, material, config, head_start=True)
     # Seed by seed, so that a study cut short compares all variants on the seeds it has.
     for seed in range(max(config.seeds.values())):
         for name in (name for name, seeds in config.seeds.items() if seed < seeds):

@@ -62,6 +62,14 @@ def test_periodic_tokens_score_near_zero():
     assert _measure(_streams(_periodic)) < 0.1
 
 
+def test_rows_that_met_the_tokens_before_are_a_head_start():
+    stream, short = _streams(_periodic), dataclasses.replace(TINY, steps=20)
+    start = partial(audio_lm.small, stream.vocabulary, 1, TINY.width, TINY.layers)
+    _, donor = token_lm.train(stream, TINY, start, 0)
+    warm = token_lm.measure_with_rows_of(donor, stream, short)["nats_per_token"]["mean"]
+    assert warm < _measure(stream, short) - 0.1
+
+
 def test_likelihood_is_causal_normalised_and_ignores_padding():
     model = audio_lm.small(12, 2, 32, 1, jax.random.key(0))
     head = 0.1 * jax.random.normal(jax.random.key(1), model.head.shape)

@@ -102,6 +102,21 @@ def measure(
     }
 
 
+def measure_with_rows_of(donor: AudioLM, streams: Streams, protocol: Protocol) -> dict:
+    """`measure` of a small LM whose audio rows are a trained one's, the rest fresh.
+
+    What published comparisons give to their own codec alone (SPEC 8): on the tokens that `donor`
+    learned, the difference from `measure` is worth nothing but the start.
+    """
+
+    def make(key: jax.Array) -> AudioLM:
+        width, layers = donor.config.width, donor.config.layers
+        fresh = audio_lm.small(len(donor.head), donor.levels, width, layers, key)
+        return fresh.replace(embedding=donor.embedding, head=donor.head)
+
+    return measure(streams, protocol, make)
+
+
 def train(
     streams: Streams, protocol: Protocol, make: Callable[[jax.Array], AudioLM], seed: int
 ) -> tuple[dict, AudioLM]:

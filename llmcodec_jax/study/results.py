@@ -35,6 +35,8 @@ COLUMNS = {
 CONTROL = "control"
 REPORTS = ("report", "token_lm", "salmon", "consistency")
 """What every codec's evaluation folder holds, as NAME.json."""
+HEAD_START = "head_start"
+"""The base's holds this one too."""
 
 
 def read_run(folder: Path) -> dict[str, float]:
@@ -95,6 +97,20 @@ def sentence(name: str, change: dict[str, dict]) -> str:
     )
 
 
+def head_start(folder: Path) -> str:
+    """What an LM gains from audio rows that met the same tokens before, in words."""
+    fresh, warm = (
+        json.loads((folder / f"{name}.json").read_text()) for name in ("token_lm", HEAD_START)
+    )
+    fresh = fresh["small_lm"]["nats_per_token"]["mean"]
+    warm = warm["nats_per_token"]["mean"]
+    return (
+        f"The base's own tokens cost {fresh:.3f} nats under an LM with fresh audio rows and "
+        f"{warm:.3f} under one whose rows were trained on them before: a head start alone is "
+        f"worth {fresh - warm:+.3f}, with no codec changed. No row here has it."
+    )
+
+
 def summarise(folders: dict[str, dict[int, Path]]) -> dict:
     """variant -> seed -> run folder; -> {"runs", "changes", "findings"}."""
     runs = {
@@ -107,6 +123,8 @@ def summarise(folders: dict[str, dict[int, Path]]) -> dict:
         if name not in (CONTROL, "base") and CONTROL in runs
     }
     findings = {name: sentence(name, change) for name, change in changes.items()}
+    for folder in folders["base"].values():
+        findings[HEAD_START] = head_start(folder / "evaluation")
     return {"runs": runs, "changes": changes, "findings": findings}
 
 

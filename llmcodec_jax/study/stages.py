@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections.abc import Iterator
@@ -143,17 +144,29 @@ def _voices(material: Material) -> Iterator:
     yield from ((spec, corpus) for _, spec, corpus in sorted(found, key=lambda f: -f[0]))
 
 
-def evaluate(folder: Path, clips: Path, pairs: Path, material: Material, config: ConfigDict):
-    """Reconstruction, token LM, coherence and consistency of the codec in `folder`."""
+def evaluate(
+    folder: Path,
+    clips: Path,
+    pairs: Path,
+    material: Material,
+    config: ConfigDict,
+    head_start: bool = False,
+) -> None:
+    """Reconstruction, token LM, coherence and consistency of the codec in `folder`.
+
+    `head_start` measures once more with an LM whose audio rows already know the tokens.
+    """
     settings = config.evaluation
     protocol = Protocol(**settings.protocol)
     output = folder / "evaluation"
     claim(output, settings.to_dict())
-    reports = {name: output / f"{name}.json" for name in results.REPORTS}
+    names = (*results.REPORTS, results.HEAD_START) if head_start else results.REPORTS
+    reports = {name: output / f"{name}.json" for name in names}
     if all(path.exists() for path in reports.values()):
         return
     logger.info("evaluating %s", folder.name)
     codec = llmcodec_jax.load_codec(folder, batch_size=8)
+    streams = functools.cache(functools.partial(material.streams, codec))
     if not reports["report"].exists():
         reconstruction.evaluate(
             reconstruction.match_folders(clips, None),
@@ -164,18 +177,19 @@ def evaluate(folder: Path, clips: Path, pairs: Path, material: Material, config:
         )
     sound = json.loads(reports["report"].read_text())["mean"]
     if not reports["token_lm"].exists():
-        content = token_lm.report(
-            material.streams(codec), protocol, None, sound, output / "token_lm"
-        )
+        content = token_lm.report(streams(), protocol, None, sound, output / "token_lm")
         reconstruction.write_json(reports["token_lm"], content)
+    model = audio_lm.load(output / "token_lm", codec.levels)
     if not reports["salmon"].exists():
-        model = audio_lm.load(output / "token_lm", codec.levels)
         parts = salmon.find_parts(pairs) if pairs.is_dir() else {}
         found = salmon.evaluate(parts, codec, salmon.likelihood_of(model))
         reconstruction.write_json(reports["salmon"], found)
     if not reports["consistency"].exists():
         found = consistency.evaluate(codec, clips, settings.consistency)
         reconstruction.write_json(reports["consistency"], found)
+    if head_start and not reports[results.HEAD_START].exists():
+        found = token_lm.measure_with_rows_of(model, streams(), protocol)
+        reconstruction.write_json(reports[results.HEAD_START], found)
 
 
 def scale(config: ConfigDict, budget: float) -> None:

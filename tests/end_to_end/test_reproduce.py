@@ -67,6 +67,7 @@ def test_the_whole_study_stops_and_goes_on(data, tiny_lm, tmp_path, monkeypatch)
     assert main["nats"]["seeds"] == 2
     assert main["nats"]["half_width"] > 0
     assert "interval" in summary["findings"]["ftp_sa"]
+    assert "a head start alone" in summary["findings"]["head_start"]
     assert json.loads((tmp_path / "report.json").read_text())["findings"] == summary["findings"]
     page = (tmp_path / "report.html").read_text()
     assert page.count("<audio") >= 5
