@@ -90,7 +90,7 @@ def tuned(base: ConfigDict) -> ConfigDict:
     c.lm.path = "teacher"  # that of stage 2
     c.bridge.target_gradient = 1.0
     c.bridge.frequency_weight = 1.3
-    c.weights.ftp = 0.4
+    c.weights.ftp = 0.32
     c.schedule.lm_start = 0.0
     c.schedule.ftp_start = 0.05  # the heads follow the variant's own noise first
     c.schedule.ftp_ramp = 0.1
