@@ -158,6 +158,7 @@ def optim(c: ConfigDict) -> ConfigDict:
     o.accumulate = 1  # micro-batches per update
     o.max_bad_steps = 20  # non-finite steps in a row before training stops
     codec_start = c.schedule.get_ref("codec_start")
+    # "adamw", "sgd" (the paper's for the codec) or "muon" (learns faster from scratch)
     sgd = dict(optimizer="sgd", learning_rate=5e-6, b1=0.9, weight_decay=1e-4)
     adam = dict(optimizer="adamw", learning_rate=1e-4, b1=0.9, b2=0.99, weight_decay=0.0)
     common = dict(clip=15.0, warmup=0.08, final=0.0)  # 2k steps, then a cosine to zero
