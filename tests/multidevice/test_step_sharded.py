@@ -19,7 +19,8 @@ def equal_on(*meshes: str) -> None:
         [sys.executable, "-m", "tests.multidevice.step_on_meshes", *meshes],
         capture_output=True,
         text=True,
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        # A collective blocks the thread it runs on: as many threads as cores would all wait.
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "NPROC": "32"},
         cwd=Path(__file__).parents[2],
         check=False,
     )
