@@ -100,9 +100,8 @@ def _matrices(params):
 
 def _direction(group: Group) -> optax.GradientTransformation:
     """Unit-sized steps: Adam's, or Muon's scaled to Adam's size so that one rate serves both."""
-    adam = optax.scale_by_adam(b1=group.b1, b2=group.b2)
     if group.optimizer == "adamw":
-        return adam
+        return optax.scale_by_adam(b1=group.b1, b2=group.b2)
     return optax.chain(
         optax.contrib.muon(
             learning_rate=1.0,

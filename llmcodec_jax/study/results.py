@@ -123,8 +123,7 @@ def summarise(folders: dict[str, dict[int, Path]]) -> dict:
         if name not in (CONTROL, "base") and CONTROL in runs
     }
     findings = {name: sentence(name, change) for name, change in changes.items()}
-    for folder in folders["base"].values():
-        findings[HEAD_START] = head_start(folder / "evaluation")
+    findings[HEAD_START] = head_start(folders["base"][0] / "evaluation")
     return {"runs": runs, "changes": changes, "findings": findings}
 
 
