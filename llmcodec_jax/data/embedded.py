@@ -30,12 +30,17 @@ from llmcodec_jax.data.packages import FetchError, fetch_debian, fetch_wheel
 logger = logging.getLogger(__name__)
 
 RATE = 16_000  # Hz; G.722 is a 16 kHz format
-_DEBIAN = ("asterisk-core-sounds-en-g722", "asterisk-core-sounds-en")
-_RECORDED_NOTICE = (
-    "Speech: Asterisk core sounds (English), recorded by Allison Smith, financial contributions "
-    "by Digium, Inc.; licence CC BY-SA 3.0 (https://creativecommons.org/licenses/by-sa/3.0/); "
-    "from the Debian package asterisk-core-sounds-en-g722; decoded to FLAC, otherwise unchanged."
-)
+_BY_SA = "CC BY-SA 3.0 (https://creativecommons.org/licenses/by-sa/3.0/)"
+_BY = "CC BY 3.0 (https://creativecommons.org/licenses/by/3.0/)"
+CREDITS = {
+    "en": f"Allison Smith, financial contributions by Digium, Inc.; licence {_BY_SA}",
+    "es": f"Allison Smith, financial contributions by Digium, Inc.; licence {_BY_SA}",
+    "fr": f"June Wallack, financial contributions by Digium, Inc., Unlimitel and BGM Informatique; "
+    f"licence {_BY_SA}",
+    "it": f"Carlo Flora, translated by Silvia Petrin; licence {_BY}",
+    "ru": f"Maxim Topal (http://www.ivrvoice.ru); licence {_BY}",
+}
+"""Languages of recorded prompts: who recorded them, one speaker each."""
 _SPOKEN_NOTICE = (
     "Speech: synthetic, sentences of this project spoken by eSpeak NG (a GPL-3.0 program out of "
     "the espeakng-loader wheel) in many voices. Real recordings need apt-get."
@@ -100,8 +105,8 @@ def lm_path(path: str) -> str | Path:
 
 def _ready(target: Path, kind: str) -> Path:
     build, notice = {
-        "recorded": (_build_recorded, _RECORDED_NOTICE),
-        "spoken": (_build_spoken, _SPOKEN_NOTICE),
+        "recorded": (build_recorded, recorded_notice("en")),
+        "spoken": (build_spoken, _SPOKEN_NOTICE),
     }[kind]
     if not target.is_dir():
         _say(f"preparing the embedded {kind} speech in {target}")
@@ -115,26 +120,40 @@ def _build_lm(folder: Path) -> None:
     (folder / "ATTRIBUTION.txt").write_text(_LM_NOTICE + "\n")
 
 
-def _build_recorded(folder: Path) -> None:
+def recorded_notice(language: str) -> str:
+    """The attribution that the prompts' licence asks for."""
+    return (
+        f"Speech: Asterisk core sounds ({language}), recorded by {CREDITS[language]}; from the "
+        f"Debian package asterisk-core-sounds-{language}-g722; decoded to FLAC, otherwise "
+        "unchanged."
+    )
+
+
+def build_recorded(folder: Path, language: str = "en") -> None:
+    """Recorded prompts in one of CREDITS -> LibriSpeech's layout. Raises FetchError, AudioError."""
+    text_package = f"asterisk-core-sounds-{language}"
+    sound_package = f"{text_package}-g722"
+    speaker = str(1 + list(CREDITS).index(language))
     with tempfile.TemporaryDirectory(prefix="llmcodec-speech-") as temporary:
-        fetch_debian(_DEBIAN, Path(temporary))
         root = Path(temporary)
-        listing = next(root.rglob("core-sounds-en.txt*"), None)
-        sounds = next((p.parent for p in sorted(root.rglob("activated.g722"))), None)
+        fetch_debian((sound_package, text_package), root)
+        listing = next(root.rglob(f"core-sounds-{language}.txt*"), None)
+        sounds = next((p.parent.parent for p in sorted(root.rglob("digits/1.g722"))), None)
         if listing is None or sounds is None:
-            raise FetchError(f"{_DEBIAN[0]}: the package is not laid out as expected")
+            raise FetchError(f"{sound_package}: the package is not laid out as expected")
         texts = read_transcripts(listing)
-        clips = [("1", text, sounds / f"{name}.g722") for name, text in texts.items()]
+        clips = [(speaker, text, sounds / f"{name}.g722") for name, text in texts.items()]
         clips = [clip for clip in clips if clip[2].is_file()]
         _write_corpus(
             folder, ((who, text, decode_g722(file)) for who, text, file in clips), len(clips)
         )
-        for licence in sorted(root.rglob("asterisk-core-sounds-en-g722/copyright")):
+        for licence in sorted(root.rglob(f"{sound_package}/copyright")):
             (folder / "COPYRIGHT.txt").write_bytes(licence.read_bytes())
-    (folder / "ATTRIBUTION.txt").write_text(_RECORDED_NOTICE + "\n")
+    (folder / "ATTRIBUTION.txt").write_text(recorded_notice(language) + "\n")
 
 
-def _build_spoken(folder: Path, count: int = 480) -> None:
+def build_spoken(folder: Path, count: int = 480) -> None:
+    """`count` sentences in 24 eSpeak NG voices -> LibriSpeech's layout. Raises FetchError."""
     from llmcodec_jax.data.espeak import VOICES, Speaker, sentences
 
     with tempfile.TemporaryDirectory(prefix="llmcodec-espeak-") as temporary:
@@ -150,6 +169,11 @@ def _build_spoken(folder: Path, count: int = 480) -> None:
                 yield str(100 + voice), text, audio.resample(wav, speaker.rate, RATE)
 
         _write_corpus(folder, clips(), count)
+    rows = (
+        f"{100 + number} | {voice.partition('+')[2][0].upper()} | {voice}\n"
+        for number, voice in enumerate(VOICES)
+    )
+    (folder / "SPEAKERS.TXT").write_text("".join(["; ID | SEX | NAME\n", *rows]))
     (folder / "ATTRIBUTION.txt").write_text(_SPOKEN_NOTICE + "\n")
 
 

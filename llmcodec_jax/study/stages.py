@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -23,6 +23,7 @@ from llmcodec_jax.evaluation import (
     token_lm,
 )
 from llmcodec_jax.evaluation.protocol import Protocol
+from llmcodec_jax.evaluation.streams import Streams
 from llmcodec_jax.lm.load import load_lm
 from llmcodec_jax.study import audio_lm as teaching
 from llmcodec_jax.study import results
@@ -73,23 +74,28 @@ def train_run(config: ConfigDict, folder: Path, sources: tuple) -> None:
         raise InterruptedRunError(folder)
 
 
-def teach(config: ConfigDict, folder: Path, base: Path, material: Material) -> int:
+def token_streams(folder: Path, material: Material) -> Callable[[], Streams]:
+    """Tokens of all audio by the codec in `folder`, made when first asked for and once."""
+    return functools.cache(lambda: material.streams(llmcodec_jax.load_codec(folder, batch_size=8)))
+
+
+def teach(
+    config: ConfigDict, folder: Path, streams: Callable[[], Streams], material: Material
+) -> int:
     """Teaches the frozen LM the base codec's tokens -> the id of its begin token."""
     lessons = teaching.Lessons(**config.teacher)
     claim(folder, config.teacher.to_dict())
     summary = folder / "lessons.json"
     if not summary.exists():
-        streams = material.streams(llmcodec_jax.load_codec(base, batch_size=8))
-        path = lm_path(lessons.path)
-        held_out = sorted(streams.held_out)
+        tokens = streams()
         report = teaching.teach(
-            path,
+            lm_path(lessons.path),
             folder,
-            streams.clips,
-            held_out,
+            tokens.clips,
+            sorted(tokens.held_out),
             material.texts(),
-            streams.codebook_size,
-            streams.frame_rate,
+            tokens.codebook_size,
+            tokens.frame_rate,
             lessons,
         )
         reconstruction.write_json(summary, report)
@@ -148,7 +154,7 @@ def evaluate(
     folder: Path,
     clips: Path,
     pairs: Path,
-    material: Material,
+    streams: Callable[[], Streams],
     config: ConfigDict,
     head_start: bool = False,
 ) -> None:
@@ -166,7 +172,6 @@ def evaluate(
         return
     logger.info("evaluating %s", folder.name)
     codec = llmcodec_jax.load_codec(folder, batch_size=8)
-    streams = functools.cache(functools.partial(material.streams, codec))
     if not reports["report"].exists():
         reconstruction.evaluate(
             reconstruction.match_folders(clips, None),

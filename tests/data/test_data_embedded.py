@@ -30,19 +30,19 @@ def write_g722(path: Path, wav: np.ndarray) -> None:
             container.mux(packet)
 
 
-def sound_packages(folder: Path) -> None:
+def sound_packages(folder: Path, language: str = "en") -> None:
     """What the two Debian packages unpack to, in small and of our own."""
-    sounds = folder / "usr/share/asterisk/sounds/en"
+    sounds = folder / f"usr/share/asterisk/sounds/{language}"
     (sounds / "digits").mkdir(parents=True)
     for number, name in enumerate(("activated", "digits/1", "beep", "unlisted")):
         write_g722(sounds / f"{name}.g722", tone(0.5 + 0.1 * number, 300, 16_000))
-    documents = folder / "usr/share/doc/asterisk-core-sounds-en"
+    documents = folder / f"usr/share/doc/asterisk-core-sounds-{language}"
     documents.mkdir(parents=True)
     listing = "; comment: not one\n\nactivated: Activated.\nbeep: [a beep]\nno-file: Gone.\n"
     listing += "digits/1: one [spoken]\n"
-    (documents / "core-sounds-en.txt.gz").write_bytes(gzip.compress(listing.encode()))
-    licence = folder / "usr/share/doc/asterisk-core-sounds-en-g722/copyright"
-    licence.parent.mkdir(parents=True)
+    (documents / f"core-sounds-{language}.txt.gz").write_bytes(gzip.compress(listing.encode()))
+    licence = folder / f"usr/share/doc/asterisk-core-sounds-{language}-g722/copyright"
+    licence.parent.mkdir(parents=True, exist_ok=True)
     licence.write_text("the licence")
 
 
@@ -86,7 +86,7 @@ def failing(*_):
 
 def test_without_apt_the_spoken_speech_is_used_and_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(embedded, "fetch_debian", failing)
-    monkeypatch.setattr(embedded, "_build_spoken", lambda folder: None)
+    monkeypatch.setattr(embedded, "build_spoken", lambda folder: None)
     assert embedded.fetch_speech(tmp_path).name == "espeak-en"
     monkeypatch.setattr(embedded, "fetch_debian", lambda names, folder: sound_packages(folder))
     assert embedded.fetch_speech(tmp_path).name == "espeak-en"  # a run resumes on its own data
