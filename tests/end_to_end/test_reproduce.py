@@ -1,13 +1,18 @@
 """The study in miniature, shrunk: every stage for real, the page, going on after a stop."""
 
 import json
+import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from configs import miniature
 from llmcodec_jax import audio, loop, reproduce
-from llmcodec_jax.study import results, stages
+from llmcodec_jax.data.cache import cache_dir
+from llmcodec_jax.data.packages import FetchError
+from llmcodec_jax.study import corpus, results, stages
 from llmcodec_jax.study.material import HELD_OUT, find_sources
 from tests.conftest import RATE, WORDS, babble
 from tests.end_to_end.test_train import InterruptAt
@@ -83,6 +88,31 @@ def test_the_whole_study_stops_and_goes_on(data, tiny_lm, tmp_path, monkeypatch)
     again.teacher.steps = 5
     with pytest.raises(ValueError, match=r"teacher was made with another steps"):
         reproduce.run(again, data, tmp_path, 1.0)
+
+
+@pytest.mark.slow
+def test_the_smoke_budget_as_a_user_types_it(tmp_path):
+    """The shipped config on the public data: the command and what it leaves, all of it real."""
+    data = cache_dir() / "study-corpus"
+    try:
+        corpus.build(data)
+    except FetchError as error:
+        pytest.skip(f"the study's data cannot be fetched here: {error}")
+    command = [sys.executable, "-m", "llmcodec_jax.reproduce"]
+    command += ["--config", "configs/miniature.py", "--budget", "0.05"]
+    done = subprocess.run(
+        [*command, "--data", str(data), "--workdir", str(tmp_path)],
+        capture_output=True, text=True, timeout=3 * 3600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "| `ftp_sa` | 1 |" in done.stdout
+    assert (tmp_path / "report.html").exists()
+    runs = json.loads((tmp_path / "report.json").read_text())["runs"]
+    assert set(runs) == {"base", "control", "ftp_sa"}
+    for row in (seeds["0"] for seeds in runs.values()):
+        assert row["mel"] < 2  # 4.6 before the first step
+        assert row["nats"] < math.log(1024)
+        assert 0 < row["coherence"] < 1
 
 
 def test_sources_are_the_sub_folders(data):
