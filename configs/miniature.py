@@ -34,6 +34,8 @@ def get_config() -> ConfigDict:
             "ste": 1,
             "detach": 1,
             "projection": 1,
+            "ste_projection": 1,
+            "adversarial": 1,
         }
     )
     c.evaluation = evaluation()
@@ -125,8 +127,17 @@ def variants() -> ConfigDict:
             "heads_3": {"lm": {"horizons": 3}},
             "heads_10": {"lm": {"horizons": 10}},
             "ste": {"bridge": {"mode": "ste"}},
+            # Nothing of the LM reaches the codec, so its logits cannot matter: one row for both.
             "detach": {"bridge": {"mode": "detach", "target_gradient": 0.0}},
             "projection": {"bridge": {"logits": "projection"}},
+            "ste_projection": {"bridge": {"mode": "ste", "logits": "projection"}},
+            # The control with fresh discriminators, heard once they have seen 60 steps.
+            "adversarial": {
+                "lm": {"path": ""},
+                "discriminators": {"enabled": True},
+                "schedule": {"discriminator_start": 0.0, "adversarial_start": 0.2},
+                "optim": {"groups": {"discriminators": {"start": 0.0, "warmup": 0.05}}},
+            },
         }
     )
 

@@ -198,10 +198,13 @@ def evaluate(
 
 
 def scale(config: ConfigDict, budget: float) -> None:
-    """Multiplies every step count by `budget`; below 1/2 only the main comparison is run."""
+    """Multiplies every step count by `budget`; below 1/2 only the main comparison is run.
+
+    A budget leaves no stage fewer than 20 steps, unless its config asks for fewer.
+    """
     for part in (config.base, config.tuned, config.teacher, config.evaluation.protocol):
         name = "total_steps" if "total_steps" in part else "steps"
-        part[name] = max(round(part[name] * budget), 20)
+        part[name] = max(round(part[name] * budget), min(part[name], 20))
     if budget < 0.5:
         for name in config.seeds:
             config.seeds[name] = int(name in ("control", "ftp_sa"))

@@ -190,4 +190,4 @@ def test_every_variant_is_a_valid_change():
         changed = stages.variant_config(config, name, 1, "base", "teacher", 0)
         assert changed.seed == 1
         assert changed.init == "base"
-        assert changed.lm.path == ("" if name == "control" else "teacher")
+        assert changed.lm.path == ("" if name in ("control", "adversarial") else "teacher")
