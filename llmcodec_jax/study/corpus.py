@@ -5,7 +5,7 @@
 prompts_{en,es,fr,it,ru}: recorded telephone prompts with transcripts, one speaker a language
 (Debian's asterisk-core-sounds, two hours). voices_en: sentences of our own in 24 eSpeak NG voices
 (about 70 minutes). music: instrumental (asterisk-moh-opsound, 18 minutes). sound: recorded effects
-(openttd-opensfx, 73 clips). Needs apt-get and dpkg-deb, not root, and 130 MB of downloads; folders
+(openttd-opensfx, 71 clips). Needs apt-get and dpkg-deb, not root, and 130 MB of downloads; folders
 that are there already are left alone. Licences and attributions lie beside the audio.
 """
 
@@ -69,6 +69,8 @@ def build_sounds(folder: Path) -> None:
                 wav, rate = soundfile.read(io.BytesIO(data), dtype="float32")
             except soundfile.LibsndfileError as error:
                 raise audio.AudioError(f"{_SOUNDS}, {title}: {error}") from error
+            if not len(wav):  # the catalogue has a place without a sound
+                continue
             name = f"sfx_{number:03d}"
             audio.write(folder / f"{name}.flac", audio.resample(wav, rate, RATE), RATE)
             credits.append(f"{name}: {title}\n")

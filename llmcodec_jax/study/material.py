@@ -76,7 +76,10 @@ class Material:
         texts = {}
         for entry in open_mixture(self.sources, "train", **self.split):
             for index in range(len(entry.source)):
-                record = entry.source.record(index)
+                try:
+                    record = entry.source.record(index)
+                except audio.AudioError:  # `clips` has named it
+                    continue
                 if record.text:
                     texts[f"train/{entry.source.label}/{record.name}"] = record.text
         return texts

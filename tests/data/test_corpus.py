@@ -38,7 +38,11 @@ def packages(monkeypatch):
         if names[0] == "asterisk-moh-opsound-g722":
             write_g722(folder / "song.g722", tone(21.0, 300, 16_000))
         elif names[0] == "openttd-opensfx":
-            sounds = {"Horn. By A.": tone(0.5, 200, 44_100), "Bell": tone(0.25, 900, 44_100)}
+            sounds = {
+                "Horn. By A.": tone(0.5, 200, 44_100),
+                "Nothing": np.zeros(0),
+                "Bell": tone(0.25, 900, 44_100),
+            }
             (folder / "opensfx.cat").write_bytes(catalogue(sounds, 44_100))
         else:
             sound_packages(folder, names[1].rsplit("-", 1)[1])
@@ -56,8 +60,9 @@ def test_every_source_is_read_as_what_it_is(packages, tmp_path, monkeypatch):
     assert names == prompts | {"music": ("folder", "music"), "sound": ("folder", "audio")}
     assert len(list((tmp_path / "music").glob("*.flac"))) == 2  # the last second is dropped
     assert (tmp_path / "music" / "COPYRIGHT.txt").read_text().startswith("licence of asterisk-moh")
-    wav = audio.load(tmp_path / "sound" / "sfx_001.flac", 16_000)
+    wav = audio.load(tmp_path / "sound" / "sfx_002.flac", 16_000)
     assert len(wav) == 4_000
+    assert not (tmp_path / "sound" / "sfx_001.flac").exists()  # holds no sample
     assert "sfx_000: Horn. By A.\n" in (tmp_path / "sound" / "ATTRIBUTION.txt").read_text()
     assert "Carlo Flora" in (tmp_path / "prompts_it" / "ATTRIBUTION.txt").read_text()
     speakers = [next((tmp_path / f"prompts_{which}").glob("?")).name for which in ("en", "ru")]

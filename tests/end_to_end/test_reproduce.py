@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 
@@ -145,6 +146,18 @@ def test_token_lms_are_tested_on_clips_no_codec_saw(data, tiny_lm):
     assert all(name.startswith(HELD_OUT) for name in development + test)
     assert len(training) + len(development) + len(test) == len(streams.clips) == 36
     assert set(material.texts()) < set(streams.clips)
+
+
+def test_unreadable_clips_are_left_out_of_tokens_and_texts(data, tiny_lm, tmp_path, capsys):
+    shutil.copytree(data, tmp_path / "data")
+    broken = next((tmp_path / "data" / "voices").rglob("*.flac"))
+    broken.write_bytes(b"")
+    material = stages.gather(shrunk(tiny_lm), tmp_path / "data")
+    names = [c.name for part in ("train", "eval") for c in material.clips(part)]
+    assert len(names) == 35
+    assert f"voices/{broken.stem}" not in names
+    assert broken.name in capsys.readouterr().out
+    assert f"train/voices/{broken.stem}" not in material.texts()
 
 
 def row(nats, mel=1.0, unigram=6.0, use=0.8):
