@@ -26,7 +26,7 @@ BUDGET = flags.DEFINE_float(
     "budget",
     1.0,
     "Multiplies every step count. Below 0.5 only control and ftp_sa are run, with one seed each; "
-    "0.05 is a smoke test of about 20 minutes on two cores",
+    "0.05 is a smoke test of a quarter of an hour on two cores",
     lower_bound=1e-4,
 )
 flags.adopt_module_key_flags(train)  # --workdir and --cache

@@ -106,7 +106,7 @@ def test_the_smoke_budget_as_a_user_types_it(tmp_path):
         capture_output=True, text=True, timeout=3 * 3600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "| `ftp_sa` | 1 |" in done.stdout
+    assert "| ftp_sa | 1 |" in done.stdout
     assert (tmp_path / "report.html").exists()
     runs = json.loads((tmp_path / "report.json").read_text())["runs"]
     assert set(runs) == {"base", "control", "ftp_sa"}
