@@ -33,6 +33,7 @@ COLUMNS = {
     "reencoded": "re-encoded ↓",
 }
 CONTROL = "control"
+COLOURS = plt.get_cmap("tab20").colors[::2] + plt.get_cmap("tab20").colors[1::2]
 REPORTS = ("report", "token_lm", "salmon", "consistency")
 """What every codec's evaluation folder holds, as NAME.json."""
 HEAD_START = "head_start"
@@ -90,7 +91,8 @@ def sentence(name: str, change: dict[str, dict]) -> str:
         if change.get(column)
     ]
     given_up = [c for c in ("unigram", "used", "use") if change[c]["relative"] < -0.05]
-    verdict = f" Codes were given up for it ({', '.join(given_up)})." if given_up else ""
+    aim = " for it" if nats < 0 else ""
+    verdict = f" Codes were given up{aim} ({', '.join(given_up)})." if given_up else ""
     return (
         f"{name} {'lowers' if nats < 0 else 'raises'} nats per token by {abs(nats):.3f} ({sure}); "
         f"gain over unigram {change['gain']['mean']:+.3f}; beside it {', '.join(costs)}.{verdict}"
@@ -152,27 +154,33 @@ def markdown(summary: dict) -> str:
 
 
 def trade_off(summary: dict) -> Figure:
-    """Nats per token against mel distance, every run a dot."""
-    figure, axis = plt.subplots(figsize=(6.5, 4.5), layout="tight")
-    for index, (name, seeds) in enumerate(summary["runs"].items()):
-        points = [(run["mel"], run["nats"]) for run in seeds.values()]
-        axis.plot(*zip(*points, strict=True), "os^Dv"[index % 5], label=name)
-    axis.set(xlabel="mel distance (lower is better)", ylabel="nats per token (lower is better)")
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    """Nats per token, and what of them is prediction, against mel distance; every run a dot."""
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), layout="tight")
+    labels = {
+        "nats": "nats per token (lower is better)",
+        "gain": "gain over unigram (higher is better)",
+    }
+    for axis, (column, label) in zip(axes, labels.items(), strict=True):
+        for index, (name, seeds) in enumerate(summary["runs"].items()):
+            points = [(run["mel"], run[column]) for run in seeds.values()]
+            marks = {"marker": "os^Dv"[index % 5], "color": COLOURS[index % len(COLOURS)]}
+            axis.plot(*zip(*points, strict=True), linestyle="", label=name, **marks)
+        axis.set(xlabel="mel distance (lower is better)", ylabel=label)
+        axis.grid(alpha=0.3)
+    axes[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
 def learning(folders: dict[str, dict[int, Path]]) -> Figure:
     """Development loss of the first seed's token LM: do orders change with training?"""
-    figure, axis = plt.subplots(figsize=(6.5, 4.5), layout="tight")
-    for name, seeds in folders.items():
+    figure, axis = plt.subplots(figsize=(8, 4.5), layout="tight")
+    for index, (name, seeds) in enumerate(folders.items()):
         report = json.loads((seeds[min(seeds)] / "evaluation" / "token_lm.json").read_text())
         curve = report["small_lm"]["seeds"][0]["curve"][1:]
-        axis.plot(*zip(*curve, strict=True), label=name)
+        axis.plot(*zip(*curve, strict=True), label=name, color=COLOURS[index % len(COLOURS)])
     axis.set(xlabel="step of the token LM", ylabel="development nats per token")
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
