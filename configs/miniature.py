@@ -146,7 +146,7 @@ def evaluation() -> ConfigDict:
     """Stage 4: the same for every codec."""
     c = ConfigDict()
     c.clips = 12  # held-out clips of each source for reconstruction
-    c.pairs = 30  # of each part of the coherence suite
+    c.pairs = 120  # of each part of the coherence suite
     c.consistency = 16  # clips
     c.protocol = ConfigDict()  # of the token LM (llmcodec_jax/evaluation/protocol.py)
     c.protocol.steps = 400

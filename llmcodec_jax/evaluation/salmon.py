@@ -30,6 +30,7 @@ OFFICIAL = (
     "sentiment_consistency",
     "speaker_consistency",
 )
+GROUP = 16  # pairs encoded together
 BUCKET = 128  # frames; sequences are padded to multiples, so that few programs are compiled
 
 
@@ -82,7 +83,10 @@ def evaluate(
     report = {}
     for name, pairs in parts.items():
         points = np.array(
-            [_points(codec, log_likelihood, pair) for pair in tqdm(pairs, name, unit="pair")]
+            [
+                _points(log_likelihood, codes)
+                for codes in tqdm(_encoded(codec, pairs), name, len(pairs), unit="pair")
+            ]
         )
         report[name] = {
             "pairs": len(pairs),
@@ -98,12 +102,20 @@ def evaluate(
     return {"parts": report, "mean": mean}
 
 
-def _points(codec, log_likelihood, pair: tuple[Path, Path]) -> tuple[float, float]:
-    clips = [audio.load(path, codec.sample_rate) for path in pair]
-    codes = [
-        tokens.vocabulary_index(np.asarray(c), codec.codebook_size)
-        for c in codec.encode(clips, codec.sample_rate)
-    ]
+def _encoded(codec, pairs: list[tuple[Path, Path]]) -> Iterator[list[np.ndarray]]:
+    """Both token sequences of each pair."""
+    for start in range(0, len(pairs), GROUP):
+        files = [path for pair in pairs[start : start + GROUP] for path in pair]
+        clips = [audio.load(path, codec.sample_rate) for path in files]
+        codes = [
+            tokens.vocabulary_index(np.asarray(c), codec.codebook_size)
+            for c in codec.encode(clips, codec.sample_rate)
+        ]
+        for first in range(0, len(codes), 2):
+            yield codes[first : first + 2]
+
+
+def _points(log_likelihood, codes: list[np.ndarray]) -> tuple[float, float]:
     if np.array_equal(*codes):
         return 0.5, 0.5
     summed = log_likelihood(codes)
