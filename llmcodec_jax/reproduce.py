@@ -40,18 +40,17 @@ def run(config, data: Path, workdir: Path, budget: float) -> dict:
     clips, pairs = stages.held_out(workdir / "heldout", material, config)
     base, teacher = workdir / "base", workdir / "teacher"
     stages.train_run(config.base, base, material.sources)
-    tokens = stages.token_streams(base, material)
-    begin = stages.teach(config, teacher, tokens, material)
+    coded = stages.Coded(base, material)
+    begin = stages.teach(config, teacher, coded)
     folders = {"base": {0: base}}
-    stages.evaluate(base, clips, pairs, tokens, config, head_start=True)
+    stages.evaluate(coded, clips, pairs, config, head_start=True)
     # Seed by seed, so that a study cut short compares all variants on the seeds it has.
     for seed in range(max(config.seeds.values())):
         for name in (name for name, seeds in config.seeds.items() if seed < seeds):
             folder = workdir / "variants" / f"{name}-{seed}"
             variant = stages.variant_config(config, name, seed, base, teacher, begin)
             stages.train_run(variant, folder, material.sources)
-            tokens = stages.token_streams(folder, material)
-            stages.evaluate(folder, clips, pairs, tokens, config)
+            stages.evaluate(stages.Coded(folder, material), clips, pairs, config)
             folders.setdefault(name, {})[seed] = folder
             results.write(workdir, folders, clips, about(data, budget, folders))
     return results.summarise(folders)

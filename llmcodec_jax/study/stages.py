@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -74,26 +75,35 @@ def train_run(config: ConfigDict, folder: Path, sources: tuple) -> None:
         raise InterruptedRunError(folder)
 
 
-def token_streams(folder: Path, material: Material) -> Callable[[], Streams]:
-    """Tokens of all audio by the codec in `folder`, made when first asked for and once."""
-    return functools.cache(lambda: material.streams(llmcodec_jax.load_codec(folder, batch_size=8)))
+@dataclasses.dataclass
+class Coded:
+    """A trained codec and what it makes of the audio; each is made when first asked for, once."""
+
+    folder: Path
+    material: Material
+
+    @functools.cached_property
+    def codec(self):
+        return llmcodec_jax.load_codec(self.folder, batch_size=8)
+
+    @functools.cached_property
+    def streams(self) -> Streams:
+        return self.material.streams(self.codec)
 
 
-def teach(
-    config: ConfigDict, folder: Path, streams: Callable[[], Streams], material: Material
-) -> int:
+def teach(config: ConfigDict, folder: Path, base: Coded) -> int:
     """Teaches the frozen LM the base codec's tokens -> the id of its begin token."""
     lessons = teaching.Lessons(**config.teacher)
     claim(folder, config.teacher.to_dict())
     summary = folder / "lessons.json"
     if not summary.exists():
-        tokens = streams()
+        tokens = base.streams
         report = teaching.teach(
             lm_path(lessons.path),
             folder,
             tokens.clips,
             sorted(tokens.held_out),
-            material.texts(),
+            base.material.texts(),
             tokens.codebook_size,
             tokens.frame_rate,
             lessons,
@@ -151,18 +161,13 @@ def _voices(material: Material) -> Iterator:
 
 
 def evaluate(
-    folder: Path,
-    clips: Path,
-    pairs: Path,
-    streams: Callable[[], Streams],
-    config: ConfigDict,
-    head_start: bool = False,
+    coded: Coded, clips: Path, pairs: Path, config: ConfigDict, head_start: bool = False
 ) -> None:
-    """Reconstruction, token LM, coherence and consistency of the codec in `folder`.
+    """Reconstruction, token LM, coherence and consistency of a codec, kept in its folder.
 
     `head_start` measures once more with an LM whose audio rows already know the tokens.
     """
-    settings = config.evaluation
+    folder, settings = coded.folder, config.evaluation
     protocol = Protocol(**settings.protocol)
     output = folder / "evaluation"
     claim(output, settings.to_dict())
@@ -171,7 +176,7 @@ def evaluate(
     if all(path.exists() for path in reports.values()):
         return
     logger.info("evaluating %s", folder.name)
-    codec = llmcodec_jax.load_codec(folder, batch_size=8)
+    codec = coded.codec
     if not reports["report"].exists():
         reconstruction.evaluate(
             reconstruction.match_folders(clips, None),
@@ -182,7 +187,7 @@ def evaluate(
         )
     sound = json.loads(reports["report"].read_text())["mean"]
     if not reports["token_lm"].exists():
-        content = token_lm.report(streams(), protocol, None, sound, output / "token_lm")
+        content = token_lm.report(coded.streams, protocol, None, sound, output / "token_lm")
         reconstruction.write_json(reports["token_lm"], content)
     model = audio_lm.load(output / "token_lm", codec.levels)
     if not reports["salmon"].exists():
@@ -193,7 +198,7 @@ def evaluate(
         found = consistency.evaluate(codec, clips, settings.consistency)
         reconstruction.write_json(reports["consistency"], found)
     if head_start and not reports[results.HEAD_START].exists():
-        found = token_lm.measure_with_rows_of(model, streams(), protocol)
+        found = token_lm.measure_with_rows_of(model, coded.streams, protocol)
         reconstruction.write_json(reports[results.HEAD_START], found)
 
 
