@@ -7,7 +7,7 @@ same data, against the same frozen LM, under one evaluation (llmcodec_jax/reprod
 from ml_collections import ConfigDict
 
 from configs import quickstart
-from llmcodec_jax.schedules import NEVER
+from llmcodec_jax.training.schedules import NEVER
 
 
 def get_config() -> ConfigDict:
@@ -61,7 +61,7 @@ def base() -> ConfigDict:
 
 
 def teacher() -> ConfigDict:
-    """Stage 2: the LM that every variant trains against (llmcodec_jax/study/audio_lm.py)."""
+    """Stage 2: the LM that every variant trains against (llmcodec_jax/study/teacher.py)."""
     c = ConfigDict()
     c.path = "embedded"  # Hugging Face folder or .gguf; "embedded": SmolLM2-135M-Instruct
     c.width = 256  # of a fresh decoder on its text embeddings; 0 keeps its own layers

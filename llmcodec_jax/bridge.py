@@ -24,7 +24,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from llmcodec_jax.blocks import over_blocks
+from llmcodec_jax.ops.blocks import over_blocks
 
 MODES = ("gumbel", "ste", "detach")
 LOGIT_LIMIT = 80.0

@@ -34,13 +34,15 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from llmcodec_jax import chips, command_line, costs, sharding
-from llmcodec_jax.compile_report import describe, roofline, scaling_table
+from llmcodec_jax import command_line
+from llmcodec_jax.compiling.report import describe, roofline, scaling_table
+from llmcodec_jax.hardware import chips, costs
 from llmcodec_jax.lm import qwen3
 from llmcodec_jax.lm.config import LMConfig
-from llmcodec_jax.method import Method
-from llmcodec_jax.state import init_state
-from llmcodec_jax.step import train_step
+from llmcodec_jax.training import sharding
+from llmcodec_jax.training.method import Method
+from llmcodec_jax.training.state import init_state
+from llmcodec_jax.training.step import train_step
 from llmcodec_jax.types import Batch
 
 logger = logging.getLogger("llmcodec_jax.compile_check")  # also when run as __main__

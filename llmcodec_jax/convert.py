@@ -13,8 +13,8 @@ from pathlib import Path
 
 def convert_auv(source: Path, output: Path, dtype: str) -> None:
     """Any CODEC (published .pt, .safetensors, run, folder) -> a converted folder."""
-    from llmcodec_jax.codec.folder import save_codec_folder
-    from llmcodec_jax.interop.torch_auv import load_auv_variables
+    from llmcodec_jax.codec.auv.published import load_auv_variables
+    from llmcodec_jax.codec.store import save_codec_folder
 
     codec, variables = load_auv_variables(source)
     save_codec_folder(output, codec, variables, dtype)
@@ -25,7 +25,7 @@ def convert_qwen3(source: Path, output: Path, dtype: str) -> None:
     """A Hugging Face folder or .gguf file -> a Hugging Face folder of one dtype."""
     import jax.numpy as jnp
 
-    from llmcodec_jax.interop import huggingface
+    from llmcodec_jax.lm import huggingface
     from llmcodec_jax.lm.load import load_lm
 
     config, params, tokenizer = load_lm(source, jnp.dtype(dtype))

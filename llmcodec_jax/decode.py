@@ -18,7 +18,7 @@ import soundfile
 from tqdm import tqdm
 
 from llmcodec_jax import audio
-from llmcodec_jax.codec import corpus, tokens
+from llmcodec_jax.codec import jobs, tokens
 
 
 def check(codec, path: Path) -> tokens.Tokens:
@@ -54,10 +54,10 @@ def write_long(codec, clip: tokens.Tokens, target: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def decode_corpus(codec, work: corpus.Work) -> None:
+def decode_corpus(codec, work: jobs.Work) -> None:
     """Does every job of `work`, updating its outcome."""
     group_size = codec.batch_size if codec.batch_size == 1 else 8 * codec.batch_size
-    clips = corpus.read_ahead(work, lambda path: check(codec, path), 2 * group_size)
+    clips = jobs.read_ahead(work, lambda path: check(codec, path), 2 * group_size)
     with tqdm(total=len(work.jobs), desc="decode", unit="file") as bar:
         while group := list(itertools.islice(clips, group_size)):
             short = [item for item in group if len(item[2].codes) <= codec.buckets[-1]]
@@ -72,11 +72,11 @@ def decode_corpus(codec, work: corpus.Work) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = corpus.arguments(__doc__.splitlines()[0], "folder for the audio")
+    parser = jobs.arguments(__doc__.splitlines()[0], "folder for the audio")
     parser.add_argument("--format", default="wav", choices=("wav", "flac"), help="of the audio")
     args = parser.parse_args(argv)
     try:
-        work = corpus.plan(args.input, args.output, f".{args.format}", (".npz",), args.overwrite)
+        work = jobs.plan(args.input, args.output, f".{args.format}", (".npz",), args.overwrite)
     except FileNotFoundError as error:
         parser.error(str(error))
     if work.jobs:

@@ -19,7 +19,7 @@ import soxr
 from tqdm import tqdm
 
 from llmcodec_jax import audio
-from llmcodec_jax.codec import corpus, tokens
+from llmcodec_jax.codec import jobs, tokens
 
 LONG = 300.0  # seconds from which a file is streamed instead of read whole
 BLOCK = 10.0  # seconds a streamed block
@@ -71,11 +71,11 @@ def encode_long(codec, path: Path) -> tokens.Tokens:
     return tokens.Tokens(codes, codec.sample_rate, samples)
 
 
-def encode_corpus(codec, work: corpus.Work) -> None:
+def encode_corpus(codec, work: jobs.Work) -> None:
     """Does every job of `work`, updating its outcome; writes each clip as soon as it is coded."""
     # Groups let clips of one length share a batch; at batch size 1 there is nothing to share.
     group_size = codec.batch_size if codec.batch_size == 1 else 8 * codec.batch_size
-    clips = corpus.read_ahead(work, lambda path: read(path, codec.sample_rate), 2 * group_size)
+    clips = jobs.read_ahead(work, lambda path: read(path, codec.sample_rate), 2 * group_size)
     with tqdm(total=len(work.jobs), desc="encode", unit="file") as bar:
         while group := list(itertools.islice(clips, group_size)):
             short = [item for item in group if not isinstance(item[2], Path)]
@@ -94,10 +94,10 @@ def encode_corpus(codec, work: corpus.Work) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = corpus.arguments(__doc__.splitlines()[0], "folder for the .npz token files")
+    parser = jobs.arguments(__doc__.splitlines()[0], "folder for the .npz token files")
     args = parser.parse_args(argv)
     try:
-        work = corpus.plan(args.input, args.output, ".npz", audio.EXTENSIONS, args.overwrite)
+        work = jobs.plan(args.input, args.output, ".npz", audio.EXTENSIONS, args.overwrite)
     except FileNotFoundError as error:
         parser.error(str(error))
     if work.jobs:

@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import orbax.checkpoint as ocp
 
-from llmcodec_jax.codec.folder import save_safetensors, save_torch
+from llmcodec_jax.codec.auv.published import load_auv_variables
+from llmcodec_jax.codec.store import save_safetensors, save_torch
 from llmcodec_jax.data.embedded import lm_path
-from llmcodec_jax.interop import huggingface
-from llmcodec_jax.interop.torch_auv import load_auv_variables
+from llmcodec_jax.lm import huggingface
 from llmcodec_jax.lm.load import load_lm
 
 

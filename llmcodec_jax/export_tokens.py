@@ -18,14 +18,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from llmcodec_jax.codec import corpus, tokens
+from llmcodec_jax.codec import jobs, tokens
 
 ROWS = 1000  # a Parquet row group
 
 
-def rows(work: corpus.Work, root: Path, codebook_size: int, text: bool) -> Iterator[dict]:
+def rows(work: jobs.Work, root: Path, codebook_size: int, text: bool) -> Iterator[dict]:
     """Token files -> table rows; unreadable ones go to `work.failures`."""
-    for source, _, clip in corpus.read_ahead(work, tokens.read):
+    for source, _, clip in jobs.read_ahead(work, tokens.read):
         numbers = tokens.vocabulary_index(clip.codes, codebook_size).tolist()
         row = {
             "id": source.relative_to(root).with_suffix("").as_posix(),
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.output.suffix not in (".jsonl", ".parquet"):
         parser.error("--output must end in .jsonl or .parquet")
     try:
-        work = corpus.plan(args.input, Path("."), ".row", (".npz",), overwrite=True)
+        work = jobs.plan(args.input, Path("."), ".row", (".npz",), overwrite=True)
     except FileNotFoundError as error:
         parser.error(str(error))
     root = args.input if args.input.is_dir() else args.input.parent

@@ -14,26 +14,20 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from llmcodec_jax import (
-    command_line,
-    distributed,
-    journal,
-    loop,
-    pictures,
-    run_report,
-    sharding,
-)
-from llmcodec_jax.checkpoint import CheckpointError, Checkpoints
+from llmcodec_jax import command_line
+from llmcodec_jax.codec.auv.published import load_auv_variables
 from llmcodec_jax.data.cache import cache_dir
 from llmcodec_jax.data.embedded import lm_path
 from llmcodec_jax.data.packages import FetchError
 from llmcodec_jax.data.pipeline import DataError, eval_batches, make_loader
 from llmcodec_jax.data.prefetch import prefetch
-from llmcodec_jax.interop.torch_auv import load_auv_variables
 from llmcodec_jax.lm.load import load_lm
 from llmcodec_jax.lm.weights import digest
-from llmcodec_jax.method import Method
-from llmcodec_jax.state import init_state
+from llmcodec_jax.pages import plots
+from llmcodec_jax.training import distributed, journal, loop, report, sharding
+from llmcodec_jax.training.checkpoint import CheckpointError, Checkpoints
+from llmcodec_jax.training.method import Method
+from llmcodec_jax.training.state import init_state
 
 logger = logging.getLogger("llmcodec_jax.train")  # also when run as __main__
 
@@ -139,7 +133,7 @@ def run(config, workdir: Path) -> bool:
 
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        pictures.timetable(method).savefig(workdir / "schedule.png", dpi=110, bbox_inches="tight")
+        plots.timetable(method).savefig(workdir / "schedule.png", dpi=110, bbox_inches="tight")
 
     build, abstract = start_state(config, method, lm_params, mesh)
     checkpoints = Checkpoints(config.log.checkpoint_dir or workdir, config.log.keep)
@@ -178,7 +172,7 @@ def run(config, workdir: Path) -> bool:
         book.close()
     checkpoints.close()
     if jax.process_index() == 0 and finished:
-        page = run_report.write(workdir, method, loader.skipped())
+        page = report.write(workdir, method, loader.skipped())
         logger.info("report: %s", page)
     return finished
 

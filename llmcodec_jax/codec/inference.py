@@ -15,8 +15,8 @@ import numpy as np
 
 from llmcodec_jax import audio
 from llmcodec_jax.codec import windows
-from llmcodec_jax.codec.codec import AUV
-from llmcodec_jax.interop.torch_auv import load_auv_variables
+from llmcodec_jax.codec.auv.model import AUV
+from llmcodec_jax.codec.auv.published import load_auv_variables
 
 BUCKETS = (100, 300, 750, 1500)
 """Padded lengths in frames; at 50 Hz 2, 6, 15 and 30 s."""

@@ -9,7 +9,8 @@ import math
 import numpy as np
 import scipy.fft
 
-from llmcodec_jax import audio, dsp
+from llmcodec_jax import audio
+from llmcodec_jax.ops import dsp
 
 OPTIONAL = {"dnsmos": ("speechmos", "onnxruntime"), "wer": ("whisper",)}
 """Measures that need more than this project's requirements -> the modules they need."""

@@ -16,7 +16,7 @@ import numpy as np
 import scipy.fft
 import scipy.sparse
 
-from llmcodec_jax import dsp
+from llmcodec_jax.ops import dsp
 
 METRICS = ("mel", "stft", "waveform", "pesq", "stoi", "f0corr")
 

@@ -14,9 +14,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from llmcodec_jax import audio, page, pictures
+from llmcodec_jax import audio
 from llmcodec_jax.evaluation.codec_superb import METRICS
 from llmcodec_jax.evaluation.reconstruction import EvaluationError
+from llmcodec_jax.pages import html, plots
 
 KINDS: dict[str, Callable[[dict], bool]] = {
     "reconstruction": lambda r: "mel" in r.get("mean", {}) and "categories" in r,
@@ -53,7 +54,7 @@ def write(
         ("Consistency", _consistency(codecs)),
         ("Listening", listening(reference, heard) if reference else ""),
     ]
-    return page.write(
+    return html.write(
         path,
         "Codec comparison",
         "Intervals are 95 % over clips, or the spread over seeds where a row says so.",
@@ -83,15 +84,15 @@ def _reconstruction(codecs: dict) -> str:
     for metric in dict.fromkeys(name for r in extra for name in r["mean"]):
         cells = [(r["mean"].get(metric), r["interval"].get(metric)) for r in extra]
         rows.append([f"additional: {metric}", *(_plus_minus(*cell) for cell in cells)])
-    parts = [page.table(["", *reports], rows), _categories(reports)]
+    parts = [html.table(["", *reports], rows), _categories(reports)]
     for name, report in reports.items():
         for metric, reason in report["absent"].items():
-            parts.append(page.paragraph(f"{name}: {metric} absent, {reason}", "note"))
+            parts.append(html.paragraph(f"{name}: {metric} absent, {reason}", "note"))
         for metric, count in report["undefined"].items():
             note = f"{name}: {metric} is undefined on {count} clips, left out of its mean"
-            parts.append(page.paragraph(note, "note"))
+            parts.append(html.paragraph(note, "note"))
     note = "mel to f0corr are Codec-SUPERB's metrics at each clip's own rate; si_sdr, mcd in dB."
-    return page.Markup("".join(parts) + page.paragraph(note, "note"))
+    return html.Markup("".join(parts) + html.paragraph(note, "note"))
 
 
 def _categories(reports: dict[str, dict]) -> str:
@@ -107,7 +108,7 @@ def _categories(reports: dict[str, dict]) -> str:
         for codec, report in reports.items()
         if category in report["categories"]
     ]
-    return page.paragraph("By category") + page.table(["category · codec", *METRICS], rows)
+    return html.paragraph("By category") + html.table(["category · codec", *METRICS], rows)
 
 
 def _predictability(codecs: dict) -> str:
@@ -118,23 +119,23 @@ def _predictability(codecs: dict) -> str:
         [label, *(show(report) for report in reports.values())]
         for label, show in PREDICTABILITY.items()
     ]
-    parts = [page.table(["", *reports], rows)]
+    parts = [html.table(["", *reports], rows)]
     for name, report in reports.items():
-        parts += [page.paragraph(f"{name}: {flag}", "warn") for flag in report["flags"]]
+        parts += [html.paragraph(f"{name}: {flag}", "warn") for flag in report["flags"]]
     protocols = {json.dumps(report["protocol"], sort_keys=True) for report in reports.values()}
     if len(protocols) > 1:
         parts.append(
-            page.paragraph("These codecs ran under different protocols: not comparable.", "warn")
+            html.paragraph("These codecs ran under different protocols: not comparable.", "warn")
         )
     note = (
         "± is the standard deviation over seeds. Code use is exp(unigram entropy) as a share of "
         "what a uniform stream of the same length would reach. A low perplexity means something "
         "only where code use and reconstruction hold."
     )
-    parts.append(page.paragraph(note, "note"))
+    parts.append(html.paragraph(note, "note"))
     caption = "Rate against distortion and against predictability"
-    parts.append(page.picture(_rate_plots(reports), caption))
-    return page.Markup("".join(parts))
+    parts.append(html.picture(_rate_plots(reports), caption))
+    return html.Markup("".join(parts))
 
 
 def _under_lm(part: str, measure: str) -> Callable[[dict], str]:
@@ -212,7 +213,7 @@ def _coherence(codecs: dict) -> str:
         "Accuracy by summed / per-token likelihood, 95 % intervals; chance is 50 %. A control "
         "above chance means that the model hears splices: its part then proves nothing."
     )
-    return page.Markup(page.table(["part", *reports], rows) + page.paragraph(note, "note"))
+    return html.Markup(html.table(["part", *reports], rows) + html.paragraph(note, "note"))
 
 
 def _consistency(codecs: dict) -> str:
@@ -231,7 +232,7 @@ def _consistency(codecs: dict) -> str:
         for change in changes
     ]
     note = "Token edit distance per token after a change that does not alter the sound; 0 is best."
-    return page.Markup(page.table(["change", *reports], rows) + page.paragraph(note, "note"))
+    return html.Markup(html.table(["change", *reports], rows) + html.paragraph(note, "note"))
 
 
 def listening(reference: Path, heard: dict[str, Path], count: int = 4) -> str:
@@ -249,6 +250,6 @@ def listening(reference: Path, heard: dict[str, Path], count: int = 4) -> str:
                 clips[codec] = audio.load(matches[0], rate)
         shortest = min(map(len, clips.values()))
         clips = {codec: wav[: min(shortest, 8 * rate)] for codec, wav in clips.items()}
-        parts.append(page.picture(pictures.spectrograms(clips, rate), name.as_posix()))
-        parts.append(page.cards(page.player(wav, rate, codec) for codec, wav in clips.items()))
-    return page.Markup("".join(parts))
+        parts.append(html.picture(plots.spectrograms(clips, rate), name.as_posix()))
+        parts.append(html.cards(html.player(wav, rate, codec) for codec, wav in clips.items()))
+    return html.Markup("".join(parts))

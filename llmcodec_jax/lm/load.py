@@ -19,7 +19,7 @@ def load_lm(
     `shardings` is a tree like the parameters (see `lm.qwen3`) or None. Raises
     FileNotFoundError or ConfigError, naming the file.
     """
-    from llmcodec_jax.interop import gguf, huggingface
+    from llmcodec_jax.lm import gguf, huggingface
 
     path = Path(path)
     if path.suffix == ".gguf":

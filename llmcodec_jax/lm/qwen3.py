@@ -25,8 +25,8 @@ import jax.numpy as jnp
 from llmcodec_jax.lm.config import LMConfig
 from llmcodec_jax.lm.lora import Linear, LoRA
 from llmcodec_jax.lm.rotary import rotary_angles, rotate
-from llmcodec_jax.remat import recomputing
-from llmcodec_jax.spread import spread
+from llmcodec_jax.ops.placement import spread
+from llmcodec_jax.ops.remat import recomputing
 from llmcodec_jax.types import LMOutput
 
 Params = dict[str, Any]
@@ -195,7 +195,7 @@ def load_qwen3(hf_dir, dtype=jnp.bfloat16, shardings=None) -> tuple[LMConfig, Pa
     Tensors are read one shard at a time (`interop.huggingface.load`); `shardings` is a tree
     like `params`, or None for the default device.
     """
-    from llmcodec_jax.interop import huggingface
+    from llmcodec_jax.lm import huggingface
 
     return huggingface.load(hf_dir, dtype, shardings)
 

@@ -1,7 +1,7 @@
 """The audio vocabulary (SPEC 2): trainable rows `<CODEC_0>`... beside frozen text rows.
 
 The audio rows are arrays of their own, never slices of the text table, so that training
-cannot touch a text row; `interop.huggingface.export` merges the two.
+cannot touch a text row; `lm.huggingface.export` merges the two.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def save_audio_rows(path: str | Path, embedding: jax.Array, head: jax.Array) -> 
 
 def read_audio_rows(path: str | Path) -> tuple[jax.Array, jax.Array]:
     """(input rows, head rows), each float32 [V, H], of a merged folder or a saved file."""
-    from llmcodec_jax.interop import huggingface
+    from llmcodec_jax.lm import huggingface
 
     path = Path(path)
     if path.is_dir():

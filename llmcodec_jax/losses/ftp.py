@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from llmcodec_jax.blocks import over_blocks
-from llmcodec_jax.spread import BATCH_AXES, WEIGHT_AXES, axes_in, current_mesh
+from llmcodec_jax.ops.blocks import over_blocks
+from llmcodec_jax.ops.placement import BATCH_AXES, WEIGHT_AXES, axes_in, current_mesh
 from llmcodec_jax.types import Losses
 
 ROWS = 512  # frames (over all clips) whose logits exist at once; more is faster, and larger

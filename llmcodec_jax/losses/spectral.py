@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from llmcodec_jax import dsp
+from llmcodec_jax.ops import dsp
 
 SCALES = (512, 1024, 2048)
 """FFT sizes of the multi-scale losses; each hops by a quarter of its size."""

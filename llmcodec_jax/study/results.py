@@ -15,9 +15,9 @@ import matplotlib.pyplot as plt
 import scipy.stats
 from matplotlib.figure import Figure
 
-from llmcodec_jax import page
 from llmcodec_jax.evaluation import comparison
 from llmcodec_jax.evaluation.reconstruction import write_json
+from llmcodec_jax.pages import html
 
 COLUMNS = {
     "nats": "nats/token ↓",
@@ -194,22 +194,22 @@ def write(workdir: Path, folders: dict[str, dict[int, Path]], clips: Path, about
         figure.savefig(workdir / f"{name}.png", dpi=110)
     first = {name: seeds[min(seeds)] / "evaluation" for name, seeds in folders.items()}
     heard = {name: folder / "audio" for name, folder in first.items()}
-    findings = "".join(page.paragraph(text) for text in summary["findings"].values())
-    main = page.table(["variant", "seeds", *COLUMNS.values()], table(summary))
+    findings = "".join(html.paragraph(text) for text in summary["findings"].values())
+    main = html.table(["variant", "seeds", *COLUMNS.values()], table(summary))
     note = (
         "± is the deviation over seeds. Nats are of a small LM from scratch, the same start, clips "
         "and steps for all, on clips no codec was trained on. Effective code use is exp(unigram "
         "entropy) over what a uniform stream of this length would reach."
     )
-    page.write(
+    html.write(
         workdir / "report.html",
         "The study in miniature",
         about,
         [
-            ("Findings", page.Markup(findings)),
-            ("All runs", page.Markup(main + page.paragraph(note, "note"))),
-            ("Predictability against fidelity", page.picture(pictures["trade_off"])),
-            ("The token LM learns", page.picture(pictures["learning"])),
+            ("Findings", html.Markup(findings)),
+            ("All runs", html.Markup(main + html.paragraph(note, "note"))),
+            ("Predictability against fidelity", html.picture(pictures["trade_off"])),
+            ("The token LM learns", html.picture(pictures["learning"])),
             ("Listening", comparison.listening(clips, heard)),
         ],
     )

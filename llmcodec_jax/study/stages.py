@@ -15,19 +15,12 @@ import llmcodec_jax
 from llmcodec_jax import audio, train
 from llmcodec_jax.data.embedded import lm_path
 from llmcodec_jax.data.sources import open_source, split_source
-from llmcodec_jax.evaluation import (
-    audio_lm,
-    consistency,
-    reconstruction,
-    salmon,
-    suite,
-    token_lm,
-)
+from llmcodec_jax.evaluation import audio_lm, consistency, reconstruction, salmon, suite, token_lm
 from llmcodec_jax.evaluation.protocol import Protocol
 from llmcodec_jax.evaluation.streams import Streams
 from llmcodec_jax.lm.load import load_lm
-from llmcodec_jax.study import audio_lm as teaching
 from llmcodec_jax.study import results
+from llmcodec_jax.study import teacher as teaching
 from llmcodec_jax.study.material import Material, find_sources
 
 logger = logging.getLogger(__name__)

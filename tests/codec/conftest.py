@@ -3,8 +3,8 @@
 import pytest
 from small_codec import SMALL, init
 
-from llmcodec_jax.codec.codec import AUV
-from llmcodec_jax.codec.folder import save_codec_folder
+from llmcodec_jax.codec.auv.model import AUV
+from llmcodec_jax.codec.store import save_codec_folder
 
 
 @pytest.fixture(scope="session")

@@ -13,9 +13,9 @@ import soundfile
 import llmcodec_jax
 from llmcodec_jax import convert, decode, encode, export_tokens
 from llmcodec_jax.codec import tokens
-from llmcodec_jax.codec.folder import save_torch
+from llmcodec_jax.codec.auv.published import load_auv_variables
 from llmcodec_jax.codec.inference import Codec
-from llmcodec_jax.interop.torch_auv import load_auv_variables
+from llmcodec_jax.codec.store import save_torch
 
 
 def sound(samples, seed=0):

@@ -9,7 +9,7 @@ from small_codec import SMALL, init
 
 import llmcodec_jax
 from llmcodec_jax import audio
-from llmcodec_jax.codec.codec import AUV
+from llmcodec_jax.codec.auv.model import AUV
 from llmcodec_jax.codec.inference import Codec
 
 

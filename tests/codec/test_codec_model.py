@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from small_codec import SMALL, init
 
-from llmcodec_jax.codec import conformer, quantizer
-from llmcodec_jax.codec.codec import AUV, nested_partitions, revive
+from llmcodec_jax.codec import quantizer
+from llmcodec_jax.codec.auv import conformer
+from llmcodec_jax.codec.auv.model import AUV, nested_partitions, revive
 from llmcodec_jax.types import DOMAINS
 
 

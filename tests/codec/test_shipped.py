@@ -9,8 +9,8 @@ import pytest
 
 import llmcodec_jax
 from llmcodec_jax import audio, decode, encode
+from llmcodec_jax.codec.auv.published import SHIPPED
 from llmcodec_jax.evaluation.quick import quick_metrics
-from llmcodec_jax.interop.torch_auv import SHIPPED
 from tests.conftest import RATE, babble
 
 

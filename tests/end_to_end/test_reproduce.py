@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from configs import miniature
-from llmcodec_jax import audio, loop, reproduce
+from llmcodec_jax import audio, reproduce
 from llmcodec_jax.data.cache import cache_dir
 from llmcodec_jax.data.packages import FetchError
-from llmcodec_jax.study import corpus, results, stages
+from llmcodec_jax.study import public_audio, results, stages
 from llmcodec_jax.study.material import HELD_OUT, find_sources
+from llmcodec_jax.training import loop
 from tests.conftest import RATE, WORDS, babble
 from tests.end_to_end.test_train import InterruptAt
 
@@ -96,7 +97,7 @@ def test_the_smoke_budget_as_a_user_types_it(tmp_path):
     """The shipped config on the public data: the command and what it leaves, all of it real."""
     data = cache_dir() / "study-corpus"
     try:
-        corpus.build(data)
+        public_audio.build(data)
     except FetchError as error:
         pytest.skip(f"the study's data cannot be fetched here: {error}")
     command = [sys.executable, "-m", "llmcodec_jax.reproduce"]

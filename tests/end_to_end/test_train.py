@@ -15,8 +15,9 @@ from safetensors.numpy import load_file
 
 import llmcodec_jax
 from configs import base, codec_pretrain, quickstart
-from llmcodec_jax import export, loop, train
-from llmcodec_jax.interop.torch_auv import load_auv_variables
+from llmcodec_jax import export, train
+from llmcodec_jax.codec.auv.published import load_auv_variables
+from llmcodec_jax.training import loop
 from tests.conftest import WORDS, babble
 
 STEPS = 10

@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmcodec_jax import sharding
 from llmcodec_jax.lm.qwen3 import init_params
-from llmcodec_jax.optim import path_name
-from llmcodec_jax.state import init_state
-from llmcodec_jax.step import train_step
+from llmcodec_jax.training import sharding
+from llmcodec_jax.training.optim import path_name
+from llmcodec_jax.training.state import init_state
+from llmcodec_jax.training.step import train_step
 from tests.conftest import tiny_lm_config
-from tests.test_step import EVERYTHING, tiny_batch, tiny_method
+from tests.training.test_step import EVERYTHING, tiny_batch, tiny_method
 
 
 def method():

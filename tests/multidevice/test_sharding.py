@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
 
-from llmcodec_jax import compile_check, sharding
-from llmcodec_jax.method import Method
-from llmcodec_jax.optim import path_name
-from llmcodec_jax.state import init_state
+from llmcodec_jax import compile_check
+from llmcodec_jax.training import sharding
+from llmcodec_jax.training.method import Method
+from llmcodec_jax.training.optim import path_name
+from llmcodec_jax.training.state import init_state
 
 GOLDEN = Path(__file__).with_name("shardings.json")
 SHIPPED = {"base": 16, "v5e_16": 16, "v5p_8": 4, "v6e_16": 16, "v6e_16_large": 16}

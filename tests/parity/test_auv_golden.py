@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llmcodec_jax.codec.codec import AUV
-from llmcodec_jax.codec.stft import margin
-from llmcodec_jax.interop import torch_auv
+from llmcodec_jax.codec.auv import published
+from llmcodec_jax.codec.auv.model import AUV
+from llmcodec_jax.codec.auv.stft import margin
 from llmcodec_jax.types import DOMAINS
 
 DATA = Path(__file__).parent / "data"
@@ -24,7 +24,7 @@ def golden():
 
 @pytest.fixture(scope="module")
 def auv():
-    codec, variables = torch_auv.load_auv_variables(DATA / "auv_small.pt")
+    codec, variables = published.load_auv_variables(DATA / "auv_small.pt")
     return codec.clone(partitions=PARTITIONS), variables
 
 
@@ -85,7 +85,7 @@ def test_partitions_losses_and_every_gradient(auv, golden):
     np.testing.assert_allclose(output.vq_loss.mean(), golden["vq_loss"], atol=1e-4)
     np.testing.assert_allclose(value, golden["total"], atol=1e-4)
     gradients = {"params": gradient(variables["params"]), "batch_stats": variables["batch_stats"]}
-    ours = torch_auv.to_state_dict(codec, gradients)
+    ours = published.to_state_dict(codec, gradients)
     norms = json.loads((DATA / "auv_small_grad_norms.json").read_text())
     assert len(norms) == 145
     for name, norm in norms.items():
@@ -94,9 +94,9 @@ def test_partitions_losses_and_every_gradient(auv, golden):
 
 def test_full_size_names_and_shapes():
     published = json.loads((DATA / "auv_state_dict_shapes.json").read_text())
-    table = torch_auv.tensor_table(AUV())
+    table = published.tensor_table(AUV())
     assert {t.name: list(t.shape) for t in table} == {n: s for n, (s, _) in published.items()}
-    inferred = torch_auv.infer_fields(
+    inferred = published.infer_fields(
         {name: tuple(shape) for name, (shape, _) in published.items()}
     )
     default = AUV()

@@ -1,0 +1,100 @@
+"""How fast the loader is, against how fast a training step eats.
+
+    python -m llmcodec_jax.benchmarks data --source librispeech:DIR --workers 0 2 4
+        [--batch-size 10 --clip-seconds 4 --step-seconds 0.5]
+
+For each number of workers: clips per second and seconds of audio per second (x real time) by the
+clock, and per core: per second of CPU time, which other programs on the machine do not disturb
+(0 workers only). A step of `--step-seconds` consumes batch x clip seconds in that time; the last
+line says how many such consumers 8 cores like these would feed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+import time
+
+from tqdm import tqdm
+
+from llmcodec_jax.audio import AudioError
+from llmcodec_jax.data.packages import FetchError
+from llmcodec_jax.data.pipeline import Loader, make_loader
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """What a loader did: clips and audio seconds, and the time it took by clock and CPU."""
+
+    clips: int
+    audio: float
+    clock: float
+    cpu: float  # of this process: all of the loading where there are no worker processes
+
+
+def measure(loader: Loader, sample_rate: int, batches: int, warmup: int) -> Rates:
+    """Draws `batches` after `warmup` others, which start the workers and empty their buffers."""
+    for _ in range(warmup):
+        next(loader)
+    clips, samples = 0, 0
+    clock, cpu = time.perf_counter(), time.process_time()
+    for _ in tqdm(range(batches), unit="batch", leave=False, disable=None):
+        batch = next(loader)
+        clips += len(batch.wav_length)
+        samples += int(batch.wav_length.sum())
+    clock, cpu = time.perf_counter() - clock, time.process_time() - cpu
+    return Rates(clips, samples / sample_rate, clock, cpu)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--source", required=True, nargs="+", help="one or more sources")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0], help="process counts to try")
+    parser.add_argument("--threads", type=int, default=2, help="threads where workers are 0")
+    parser.add_argument("--batches", type=int, default=100, help="measured batches")
+    parser.add_argument("--batch-size", type=int, default=10, help="clips a batch")
+    parser.add_argument("--clip-seconds", type=float, default=4.0, help="longest clip")
+    parser.add_argument("--sample-rate", type=int, default=16_000, help="Hz")
+    parser.add_argument(
+        "--step-seconds", type=float, default=0.5, help="time of the training step to compare with"
+    )
+    parser.add_argument("--cache", help="cache folder of the embedded source")
+    arguments = parser.parse_args(argv)
+    hop, rate = 320, arguments.sample_rate
+    clip = max(hop, round(arguments.clip_seconds * rate / hop) * hop)
+    demand = arguments.batch_size * clip / rate / arguments.step_seconds
+    print(f"a step consumes {demand:.0f} s of audio per second; {os.cpu_count()} cores here")
+    print(f"{'workers':>8} {'clips/s':>9} {'x real time':>12} {'per core':>9}")
+    per_core = None
+    for workers in arguments.workers:
+        try:
+            with make_loader(
+                arguments.source,
+                sample_rate=rate,
+                batch_size=arguments.batch_size,
+                clip_samples=clip,
+                hop=hop,
+                split="all",
+                workers=workers,
+                threads=arguments.threads,
+                cache=arguments.cache,
+            ) as loader:
+                rates = measure(loader, rate, arguments.batches, max(2, 4 * workers))
+        except (AudioError, FetchError, ValueError) as error:
+            sys.exit(str(error))
+        if not workers:
+            per_core = rates.audio / rates.cpu
+        core = "-" if workers else f"{per_core:.0f}"
+        speed = rates.audio / rates.clock
+        print(f"{workers:8d} {rates.clips / rates.clock:9.1f} {speed:12.0f} {core:>9}")
+    if per_core is not None:
+        print(f"8 cores would feed {8 * per_core / demand:.0f} such steps")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

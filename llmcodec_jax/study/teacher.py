@@ -1,0 +1,213 @@
+"""The study's frozen LM: part of a text LM, taught the base codec's tokens.
+
+A text model that never met an audio token says little about which token comes next, so its
+gradient is worth little. Here it first learns the base codec's tokens, alone and after their
+transcripts; then it is frozen, written as a Hugging Face folder with `<CODEC_i>` merged in, and
+every variant trains against the same one.
+
+With time to spare it is the text model's own first layers. On two cores it is a narrow fresh
+decoder that reads the text model's embeddings through their principal components.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from llmcodec_jax.evaluation.audio_lm import begin_token
+from llmcodec_jax.lm import huggingface, qwen3
+from llmcodec_jax.lm.config import LMConfig
+from llmcodec_jax.lm.heads import horizon_weights, start_from
+from llmcodec_jax.lm.load import load_lm
+from llmcodec_jax.lm.tokenizer import TextTokenizer
+from llmcodec_jax.lm.vocab import audio_embedding_init, audio_head_init
+from llmcodec_jax.losses.ftp import ftp_loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Lessons:
+    """How the LM is taught."""
+
+    path: str = "embedded"  # Hugging Face folder or .gguf; "embedded": SmolLM2-135M-Instruct
+    width: int = 0  # of a fresh decoder on its embeddings; 0 keeps its own layers
+    layers: int = 4  # of the fresh decoder; or how many of its own are kept
+    steps: int = 300
+    batch: int = 16  # clips a step
+    seconds: float = 3.0  # of a clip
+    max_text: int = 32  # tokens of a transcript
+    text_share: float = 0.5  # of the clips that follow their transcript
+    horizons: int = 5  # future-token heads it learns with
+    learning_rate: float = 3e-3  # of audio rows and heads
+    body_learning_rate: float = 5e-4  # of the layers
+
+
+def first_layers(path: str | Path, layers: int) -> tuple[LMConfig, Any, TextTokenizer]:
+    """The embedding, the first `layers` layers and the last norm of a model, float32.
+
+    Raises ValueError where it has no tokenizer or fewer layers.
+    """
+    config, params, tokenizer = load_lm(path, jnp.float32)
+    if tokenizer is None:
+        raise ValueError(f"{path}: no tokenizer.json; alignment needs text")
+    if not 1 <= layers <= config.layers:
+        raise ValueError(f"{path} has {config.layers} layers, cannot keep {layers}")
+    blocks = jax.tree.map(lambda stacked: stacked[:layers], params["blocks"])
+    return dataclasses.replace(config, layers=layers), params | {"blocks": blocks}, tokenizer
+
+
+def fresh_layers(path: str | Path, width: int, layers: int, key) -> tuple[LMConfig, Any, Any]:
+    """A decoder from scratch that reads the model's text embeddings, reduced to `width` channels.
+
+    The principal components keep as much of the table as fits. Raises ValueError as above.
+    """
+    source, params, tokenizer = first_layers(path, 1)
+    if not width <= source.width or width % 64:
+        raise ValueError(f"width {width} must be a multiple of 64, at most {source.width}")
+    table = params["embed"]["embedding"]
+    centred = table - table.mean(axis=0)
+    _, axes = jnp.linalg.eigh(centred.T @ centred)  # by rising variance
+    config = LMConfig(
+        vocab_size=source.vocab_size,
+        width=width,
+        layers=layers,
+        heads=width // 64,
+        kv_heads=width // 64,
+        head_dim=64,
+        ffn_width=3 * width,
+        qk_norm=True,
+        tied=True,
+        bos_id=source.bos_id,
+        eos_id=source.eos_id,
+    )
+    fresh = qwen3.init_params(config, key)
+    return config, fresh | {"embed": {"embedding": centred @ axes[:, -width:]}}, tokenizer
+
+
+def teach(
+    path: str | Path,
+    folder: Path,
+    clips: dict[str, np.ndarray],
+    held_out: Sequence[str],
+    texts: dict[str, str],
+    codebook_size: int,
+    frame_rate: float,
+    lessons: Lessons,
+    seed: int = 0,
+) -> dict:
+    """Teaches the LM at `path` and writes it to `folder`; -> {"nats", "curve": [(step, nats)]}.
+
+    clips: name -> codes int [T]; `held_out` names those that only measure; texts: name ->
+    transcript. "nats" is head 1's held-out cross-entropy without any transcript.
+    """
+    key = jax.random.key(seed)
+    if lessons.width:
+        config, params, tokenizer = fresh_layers(path, lessons.width, lessons.layers, key)
+    else:
+        config, params, tokenizer = first_layers(path, lessons.layers)
+    begin = begin_token(config, tokenizer)
+    frames = round(lessons.seconds * frame_rate)
+    ids = {name: tokenizer.encode(text) for name, text in texts.items() if name in clips}
+    ids = {name: text for name, text in ids.items() if len(text) <= lessons.max_text}
+    training = sorted(set(clips) - set(held_out))
+    rows = functools.partial(_rows, clips, ids, begin, frames, lessons)
+    generator = np.random.default_rng(seed)
+    fixed = np.random.default_rng(seed + 1)
+    looks = [rows(sorted(held_out), fixed, 0.0) for _ in range(8)]
+
+    text_table = params["embed"]
+    values = _start(config, params, codebook_size, lessons.horizons, key)
+    optimiser = _optimiser(lessons)
+    state = optimiser.init(values)
+    update = jax.jit(functools.partial(_update, config, optimiser), donate_argnums=(1, 2))
+    measure = jax.jit(functools.partial(_losses, config))
+    curve = []
+    for step in tqdm(range(lessons.steps + 1), "teaching the LM", unit="step"):
+        if step % max(lessons.steps // 10, 1) == 0 or step == lessons.steps:
+            found = [measure(text_table, values, look)["ftp/1"] for look in looks]
+            curve.append((step, float(sum(s for s, _ in found) / sum(n for _, n in found))))
+        if step < lessons.steps:
+            batch = rows(training, generator, lessons.text_share)
+            values, state = update(text_table, values, state, batch)
+    huggingface.export(
+        folder,
+        config,
+        {"embed": text_table} | values["body"],
+        tokenizer,
+        values["embedding"],
+        values["heads"][0],
+    )
+    return {"nats": curve[-1][1], "curve": curve}
+
+
+def _start(config: LMConfig, params, codebook_size: int, horizons: int, key) -> dict:
+    """What is taught: layers, norm, audio rows and heads; the text table stays as it is."""
+    embedding = audio_embedding_init(params["embed"]["embedding"], codebook_size, key)
+    heads = start_from(audio_head_init(params, embedding, key), horizons)
+    body = {name: value for name, value in params.items() if name != "embed"}
+    return {"body": body, "embedding": embedding, "heads": heads}
+
+
+def _optimiser(lessons: Lessons):
+    def adam(peak: float):
+        warmup = max(lessons.steps // 20, 1)
+        schedule = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, lessons.steps)
+        return optax.adamw(schedule, weight_decay=0.01)
+
+    parts = {"body": adam(lessons.body_learning_rate), "rows": adam(lessons.learning_rate)}
+    labels = {"body": "body", "embedding": "rows", "heads": "rows"}
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.multi_transform(parts, labels))
+
+
+def _rows(clips, texts, begin, frames, lessons, names, generator, text_share) -> dict:
+    """Random clips as rows of text ids and codes: begin, perhaps the transcript, the codes.
+
+    A crop goes without text: its words are not known.
+    """
+    size = 1 + lessons.max_text + frames
+    batch = {
+        "ids": np.full((lessons.batch, size), begin, np.int32),
+        "spoken": np.zeros((lessons.batch, size), bool),
+        "length": np.zeros(lessons.batch, np.int32),
+    }
+    for row in range(lessons.batch):
+        name = names[generator.integers(len(names))]
+        codes = clips[name]
+        start = generator.integers(max(len(codes) - frames, 0) + 1)
+        text = texts.get(name, ()) if generator.random() < text_share else ()
+        text = text if len(codes) <= frames else ()
+        codes = codes[start : start + frames]
+        end = 1 + len(text) + len(codes)
+        batch["ids"][row, 1:end] = np.concatenate([text, codes])
+        batch["spoken"][row, 1 + len(text) : end] = True
+        batch["length"][row] = end
+    return batch
+
+
+def _losses(config: LMConfig, text_table, values: dict, batch: dict) -> dict:
+    ids, spoken = batch["ids"], batch["spoken"]
+    codes = jnp.where(spoken, ids, 0)
+    text = text_table["embedding"][jnp.where(spoken, 0, ids)]
+    embeds = jnp.where(spoken[..., None], values["embedding"][codes], text)
+    params = {"embed": text_table} | values["body"]
+    hidden = qwen3.forward(config, params, embeds, batch["length"], remat=False).hidden
+    return ftp_loss(hidden[:, :-1], values["heads"], codes[:, 1:], spoken[:, 1:])
+
+
+def _update(config: LMConfig, optimiser, text_table, values, state, batch):
+    def loss(values):
+        losses = _losses(config, text_table, values, batch)
+        weights = enumerate(horizon_weights(len(values["heads"])), start=1)
+        parts = ((w, *losses[f"ftp/{k}"]) for k, w in weights)
+        return sum(w * total / jnp.maximum(count, 1) for w, total, count in parts)
+
+    updates, state = optimiser.update(jax.grad(loss)(values), state, values)
+    return optax.apply_updates(values, updates), state

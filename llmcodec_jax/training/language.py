@@ -1,0 +1,208 @@
+"""The language branch: codec latents -> bridge -> frozen LM -> future tokens and alignment.
+
+Gradients flow back through the frozen LM to the bridge and, through the gate, to the codec.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from llmcodec_jax import bridge as bridging
+from llmcodec_jax.lm import qwen3
+from llmcodec_jax.losses import alignment, ftp
+from llmcodec_jax.ops.placement import spread
+from llmcodec_jax.training.method import Method
+from llmcodec_jax.types import Batch, CodecOutput, LMOutput, Losses
+
+
+class TextStates(NamedTuple):
+    """What the bank takes in after an update."""
+
+    states: jax.Array  # float32 [P, B, H]
+    text_hash: jax.Array  # uint32 [B]
+    valid: jax.Array  # bool [B]
+
+
+def scale_gradient(x: jax.Array, scale) -> jax.Array:
+    """Identity forward; the gradient is multiplied by `scale`."""
+    return scale * x + jax.lax.stop_gradient((1 - scale) * x)
+
+
+def shift(wav: jax.Array, key, limit: int) -> jax.Array:
+    """Shifts every clip [B, N] by its own offset in [-limit, limit] samples, zeros moving in."""
+    offset = jax.random.randint(key, (wav.shape[0], 1), -limit, limit + 1)
+    index = jnp.arange(wav.shape[1])[None, :] - offset
+    moved = jnp.take_along_axis(wav, jnp.clip(index, 0, wav.shape[1] - 1), axis=1)
+    return jnp.where((index >= 0) & (index < wav.shape[1]), moved, 0.0)
+
+
+def noisy_labels(codes: jax.Array, key, share: float, codebook_size: int) -> jax.Array:
+    """Replaces a share of the labels by uniform random codes (SPEC 4)."""
+    where_key, code_key = jax.random.split(key)
+    replaced = jax.random.bernoulli(where_key, share, codes.shape)
+    return jnp.where(replaced, jax.random.randint(code_key, codes.shape, 0, codebook_size), codes)
+
+
+def read_audio(method: Method, lm_params, embeds: jax.Array, frame_mask: jax.Array) -> LMOutput:
+    """Begin position + audio embeddings [B, T, H] through the LM.
+
+    hidden[:, t] has seen codes < t, and the state pooled for alignment is at the last code.
+    """
+    lm = method.lm
+    begin = qwen3.embed_text(lm_params, jnp.full((embeds.shape[0], 1), lm.begin_token))
+    frames = frame_mask.sum(axis=1)
+    return qwen3.forward(
+        lm.config,
+        lm_params,
+        jnp.concatenate([begin, spread(embeds.astype(begin.dtype))], axis=1),
+        frames + 1,
+        pool_layers=lm.config.aligned_layers if method.align else None,
+        pool_position=frames,
+        remat=lm.remat,
+    )
+
+
+def read_text(method: Method, lm_params, batch: Batch) -> TextStates:
+    """Transcripts through the same LM, without gradient, pooled at the last real token."""
+    lm = method.lm
+    length = jnp.maximum(batch.text_length, 1)
+    output = qwen3.forward(
+        lm.config,
+        lm_params,
+        qwen3.embed_text(lm_params, batch.text_ids),
+        length,
+        pool_layers=lm.config.aligned_layers,
+        pool_position=length - 1,
+        remat=False,
+    )
+    return TextStates(
+        states=jax.lax.stop_gradient(output.pooled),
+        text_hash=alignment.text_hash(batch.text_ids, batch.text_length),
+        valid=batch.text_length > 0,
+    )
+
+
+def search_logits(method: Method, params, table, output: CodecOutput, gate):
+    """Codec output -> (query, weight, bias) of the bridge's logits; `gate` scales its gradient."""
+    if method.bridge.logits == "native":
+        query, *rest = bridging.native_logits(output.query, table, method.bridge.scale)
+    else:
+        query, *rest = bridging.projection_logits(output.quantised, params["bridge"])
+    return scale_gradient(query, gate), *rest
+
+
+def pull_on_targets(method: Method, logits, hidden, heads, share, output: CodecOutput, temperature):
+    """How the predicted codes themselves would lower the FTP loss -> [K] sums, each zero in value.
+
+    As published, the loss's gradient reaches the codec through the codes that the LM *read*;
+    here also through the code v that head k was to *predict*, relaxed as in the bridge (mode
+    "ste", heads and states held fixed). Of two codes that serve the sound equally well the codec
+    is drawn to the one with the larger gain
+
+        log q_k(v | codes before) - beta log share_v
+
+    over what is known without context: `share` [V] is how often each code occurs. At beta 1 that
+    is the mutual information of code and context; without the second term the codec would fall
+    for frequent codes and empty the others, and a larger beta holds the codes' entropy up.
+    """
+    horizons, size, width = heads.shape
+    share = share / jnp.maximum(share.sum(), 1e-9)
+    prior = jnp.log(0.9 * share + 0.1 / size)  # no code is infinitely surprising
+    prior = method.bridge.frequency_weight * prior
+    rows = jnp.concatenate([heads, jnp.tile(-prior[None, :, None], (horizons, 1, 1))], axis=-1)
+    rows = jax.lax.stop_gradient(rows).transpose(1, 0, 2).reshape(size, horizons * (width + 1))
+    crossed = bridging.bridge(
+        *logits,
+        rows,
+        jax.random.key(0),  # not read: there is no noise
+        temperature,
+        mode="ste",
+        labels=output.codes,
+        chunk=method.bridge.chunk,
+    )
+    batch, frames, _ = hidden.shape
+    rows = crossed.embeds.reshape(batch, frames, horizons, width + 1)
+    states = jax.lax.stop_gradient(hidden).astype(jnp.float32)
+    states = jnp.pad(states, ((0, 0), (0, 0), (0, 1)), constant_values=1.0)
+    sums = []
+    for k in range(horizons):  # frame s is predicted from the state at s - k
+        reader = jnp.pad(states, ((0, 0), (k, 0), (0, 0)))[:, :frames]
+        score = jnp.sum(reader * rows[:, :, k], axis=-1)
+        score = score - jax.lax.stop_gradient(score)
+        sums.append(-jnp.sum(score * output.frame_mask))
+    return jnp.stack(sums)
+
+
+def language_losses(
+    method: Method,
+    params: dict,
+    table: jax.Array,
+    lm_params,
+    output: CodecOutput,
+    batch: Batch,
+    bank,
+    code_share,
+    key,
+    gate,
+    temperature,
+    training: bool = True,
+) -> tuple[Losses, TextStates | None]:
+    """All objectives of the LM branch, and the text states for the bank.
+
+    `table` is the codec's `search_table()` [V, d]; `code_share` [V] how often each code occurs;
+    `gate` scales the gradient into the codec;
+    losses are sums and counts: "bridge", "ftp/k", "sa_cosine", "sa_contrastive"; accuracies
+    come along the same way, as "accuracy/...". With `training=False` the bridge samples without
+    noise, labels are clean, and nothing is meant to be differentiated.
+    """
+    sample_key, noise_key = jax.random.split(key)
+    logits = search_logits(method, params, table, output, gate)
+    crossed = bridging.bridge(
+        *logits,
+        params["audio_embedding"],
+        sample_key,
+        temperature,
+        mode=method.bridge.mode if training else "detach",
+        labels=output.codes,
+        chunk=method.bridge.chunk,
+    )
+    mask = output.frame_mask
+    read = read_audio(method, lm_params, crossed.embeds, mask)
+    noise = method.bridge.label_noise if training else 0.0
+    labels = noisy_labels(output.codes, noise_key, noise, method.codec.codebook_size)
+    losses = {
+        "bridge": (jnp.sum(crossed.nll * mask), mask.sum()),
+        "accuracy/bridge": (jnp.sum(crossed.agree * mask), mask.sum()),
+        "accuracy/bridge_sampled": (jnp.sum((crossed.ids == output.codes) * mask), mask.sum()),
+    }
+    losses |= ftp.ftp_loss(read.hidden[:, :-1], params["ftp_heads"], labels, mask)
+    if training and method.bridge.target_gradient:
+        share = method.bridge.target_gradient
+        pull = pull_on_targets(
+            method,
+            logits,
+            read.hidden[:, :-1],
+            params["ftp_heads"],
+            code_share,
+            output,
+            temperature,
+        )
+        for k, own in enumerate(share * pull, start=1):
+            total, count = losses[f"ftp/{k}"]
+            losses[f"ftp/{k}"] = (total + own, count)
+    if not method.align:
+        return losses, None
+    text = read_text(method, lm_params, batch)
+    losses |= alignment.alignment(
+        read.pooled,
+        text.states,
+        text.text_hash,
+        text.valid,
+        bank,
+        logit_scale=method.lm.logit_scale,
+        smoothing=method.lm.smoothing,
+    )
+    return losses, text

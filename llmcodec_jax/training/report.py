@@ -1,0 +1,107 @@
+"""report.html of a run: what was learned, to look at and to listen to (DESIGN)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import soundfile
+
+from llmcodec_jax.pages import html, plots
+from llmcodec_jax.training.journal import read_rows
+from llmcodec_jax.training.method import Method
+
+PANELS = {
+    "held-out mel distance": ["eval/mel"],
+    "held-out STFT distance": ["eval/stft"],
+    "held-out PESQ": ["eval/pesq"],
+    "held-out STOI": ["eval/stoi"],
+    "held-out code use": ["eval/code_usage"],
+    "held-out code entropy (nats)": ["eval/code_entropy"],
+    "acoustic losses": [
+        "loss/mel",
+        "loss/multi_scale_mel",
+        "loss/multi_resolution_stft",
+        "loss/complex_stft",
+    ],
+    "quantiser loss": ["loss/vq"],
+    "adversarial losses": ["loss/adversarial", "loss/discriminator", "loss/feature_matching"],
+    "future tokens (nats)": [f"loss/ftp/{k}" for k in range(1, 11)],
+    "future-token accuracy": [f"accuracy/ftp_{k}" for k in range(1, 11)],
+    "bridge": ["accuracy/bridge", "accuracy/bridge_sampled", "schedule/temperature"],
+    "semantic alignment": ["loss/sa_cosine", "loss/sa_contrastive"],
+    "retrieval of the transcript": ["accuracy/retrieval"],
+    "gradient norms": [
+        "grad_norm/encoder",
+        "grad_norm/decoder",
+        "grad_norm/audio_embedding",
+        "grad_norm/ftp_heads",
+        "grad_norm/discriminators",
+    ],
+    "seconds of audio per second": ["speed/audio_seconds_per_second"],
+}
+
+
+def _evaluations(rows: list[dict]) -> str:
+    found = [row for row in rows if "eval/mel" in row]
+    names = sorted({name for row in found for name in row if name.startswith("eval/")})
+    header = ["metric", *(f"step {row['step']}" for row in found)]
+    shown = [[name.partition("/")[2], *(row.get(name) for row in found)] for name in names]
+    return html.table(header, shown)
+
+
+def _listening(workdir: Path) -> str:
+    """Every kept clip: the original, the first and the last reconstruction."""
+    folders = sorted((workdir / "heldout").iterdir())
+    markup = []
+    for index in range(len(list(folders[-1].glob("reference-*.flac")))):
+        clips = {"original": folders[-1] / f"reference-{index}.flac"}
+        for folder in (folders[0], folders[-1]):
+            clips[f"step {int(folder.name)}"] = folder / f"codec-{index}.flac"
+        sounds = {name: soundfile.read(path, dtype="float32") for name, path in clips.items()}
+        rate = next(iter(sounds.values()))[1]
+        wavs = {name: wav for name, (wav, _) in sounds.items()}
+        markup.append(html.picture(plots.spectrograms(wavs, rate)))
+        markup.append(html.cards(html.player(wav, rate, name) for name, wav in wavs.items()))
+    return "".join(markup)
+
+
+def _next_steps(workdir: Path) -> str:
+    return html.code(
+        f"python -m llmcodec_jax.encode --codec {workdir} --input SPEECH_FOLDER --output tokens\n"
+        f"python -m llmcodec_jax.decode --codec {workdir} --input tokens --output decoded\n"
+        f"python -m llmcodec_jax.evaluate reconstruction --reference SPEECH_FOLDER "
+        f"--codec {workdir}\n"
+        f"tensorboard --logdir {workdir / 'tensorboard'}"
+    )
+
+
+def _skipped(skipped: dict) -> str:
+    text = f"{skipped['read']} clips read, {skipped['count']} skipped."
+    reasons = list(skipped["reasons"].items())[:20]
+    return html.paragraph(text) + (html.table(["reason", "times"], reasons) if reasons else "")
+
+
+def write(workdir: Path, method: Method, skipped: dict) -> Path:
+    """Reads the run's rows and sounds and writes workdir/report.html."""
+    rows = read_rows(workdir)
+    evaluations = [row for row in rows if "eval/mel" in row]
+    first, last = evaluations[0], evaluations[-1]
+    change = 1 - last["eval/mel"] / first["eval/mel"]
+    lead = (
+        f"{last['step']} steps; held-out mel distance {first['eval/mel']:.3g} -> "
+        f"{last['eval/mel']:.3g} ({change:.0%} lower), code use {last['eval/code_usage']:.0%}."
+    )
+    bad = max((row.get("skipped") or 0 for row in rows), default=0)
+    health = html.paragraph(
+        f"{bad} updates were skipped for a loss or gradient that was not finite.",
+        "warn" if bad else "note",
+    )
+    sections = [
+        ("Listen", _listening(workdir)),
+        ("Held-out evaluations", _evaluations(rows)),
+        ("Curves", html.picture(plots.curves(rows, PANELS)) + health),
+        ("What happened when", html.picture(plots.timetable(method))),
+        ("Data", _skipped(skipped)),
+        ("What to run next", _next_steps(workdir)),
+    ]
+    return html.write(workdir / "report.html", f"Run {workdir.name}", lead, sections)

@@ -1,0 +1,92 @@
+"""Everything a run carries from step to step, and how it starts."""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from llmcodec_jax import bridge as bridging
+from llmcodec_jax.lm import heads, vocab
+from llmcodec_jax.losses.alignment import Bank, init_bank
+from llmcodec_jax.training.method import Method
+from llmcodec_jax.training.optim import optimiser
+
+
+@flax.struct.dataclass
+class TrainState:
+    """The checkpointed state. The frozen LM is not part of it: only its digest is kept."""
+
+    step: jax.Array  # int32 []
+    params: dict  # codec, and with an LM: audio_embedding [V, H], ftp_heads [K, V, H], bridge
+    batch_stats: dict  # the codec's running statistics
+    discriminator: dict  # discriminator parameters, {} without
+    opt_state: tuple
+    discriminator_opt_state: tuple
+    bank: Bank | None  # negatives of the contrastive loss
+    code_share: jax.Array  # float32 [V], running share of each code (decay 0.99)
+    skipped: jax.Array  # int32 [], non-finite updates so far
+    bad_streak: jax.Array  # int32 [], non-finite updates in a row
+    key: jax.Array  # uint32 [2], the root key: never changes
+
+
+def stream(key, step, name: str) -> jax.Array:
+    """The key of one named stream of randomness at one step: a pure function of both."""
+    number = int.from_bytes(name.encode()[:4].ljust(4, b"\0"), "little")
+    return jax.random.fold_in(jax.random.fold_in(key, step), number)
+
+
+def init_params(method: Method, lm_params, key) -> tuple[dict, dict]:
+    """Fresh parameters -> (params, batch_stats). The codec starts from its own initialiser."""
+    codec_key, bridge_key, embedding_key = jax.random.split(key, 3)
+    codec = method.codec
+    wav = jnp.zeros((1, 8 * codec.hop), jnp.float32)
+    variables = codec.init(codec_key, wav, jnp.full((1,), wav.shape[1]), method="reconstruct")
+    params = {"codec": variables["params"]}
+    if method.lm:
+        embedding = vocab.audio_embedding_init(
+            lm_params["embed"]["embedding"],
+            codec.codebook_size,
+            embedding_key,
+            kind=method.lm.embedding_start,
+        )
+        rows = vocab.audio_head_init(
+            lm_params, embedding, embedding_key, kind=method.lm.embedding_start
+        )
+        params["audio_embedding"] = embedding
+        params["ftp_heads"] = heads.start_from(rows, method.lm.horizons)
+        if method.bridge.logits == "projection":
+            params["bridge"] = bridging.init_projection(
+                bridge_key, codec.width, codec.codebook_size
+            )
+    return params, variables.get("batch_stats", {})
+
+
+def init_state(method: Method, lm_params, seed: int) -> TrainState:
+    """The state before the first step; jit it (or `jax.eval_shape` it) to build it sharded."""
+    key = jax.random.key(seed)
+    params, batch_stats = init_params(method, lm_params, stream(key, 0, "init"))
+    discriminator, discriminator_opt_state = {}, ()
+    if method.discriminators:
+        wav = jnp.zeros((1, 8192), jnp.float32)
+        variables = method.discriminators.init(stream(key, 0, "disc"), wav)
+        discriminator = variables["params"]
+        transform = optimiser(discriminator, (method.discriminator_group,), method.schedule)
+        discriminator_opt_state = transform.init(discriminator)
+    bank = None
+    if method.align:
+        first, last = method.lm.config.aligned_layers
+        bank = init_bank(last - first, method.lm.bank, method.lm.config.width)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        discriminator=discriminator,
+        opt_state=optimiser(params, method.groups, method.schedule).init(params),
+        discriminator_opt_state=discriminator_opt_state,
+        bank=bank,
+        code_share=jnp.zeros((method.codec.codebook_size,), jnp.float32),
+        skipped=jnp.zeros((), jnp.int32),
+        bad_streak=jnp.zeros((), jnp.int32),
+        key=jax.random.key_data(key),
+    )

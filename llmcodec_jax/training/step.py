@@ -1,0 +1,227 @@
+"""One training step and one evaluation step: pure functions of state, frozen LM and batch."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from llmcodec_jax.codec.auv.model import revive
+from llmcodec_jax.losses import adversarial
+from llmcodec_jax.losses.alignment import enqueue
+from llmcodec_jax.training import metrics
+from llmcodec_jax.training.gradients import (
+    Gradients,
+    batch_counts,
+    code_histogram,
+    player_gradients,
+    run_codec,
+    step_weights,
+)
+from llmcodec_jax.training.language import language_losses
+from llmcodec_jax.training.method import Method
+from llmcodec_jax.training.optim import assign, norms, optimiser
+from llmcodec_jax.training.schedules import Phase
+from llmcodec_jax.training.state import TrainState, stream
+from llmcodec_jax.types import Batch
+
+CODE_SHARE_DECAY = 0.99
+
+
+def split(batch: Batch, parts: int) -> Batch:
+    """[B, ...] -> [parts, B / parts, ...], each part spread over all of the batch's shards."""
+
+    def leaf(x):
+        if x.shape[0] % parts:
+            raise ValueError(f"batch of {x.shape[0]} does not divide into {parts} micro-batches")
+        return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    return jax.tree.map(leaf, batch)
+
+
+def gather_gradients(
+    method: Method, phase: Phase, state: TrainState, lm_params, batch: Batch
+) -> tuple[Gradients, dict]:
+    """Gradients over the whole batch in `method.accumulate` micro-batches, by a scan."""
+    key = jax.random.wrap_key_data(state.key)
+    counts = batch_counts(method, batch)
+
+    def one(batch_stats, part, key):
+        return player_gradients(method, phase, state, batch_stats, lm_params, part, counts, key)
+
+    if method.accumulate == 1:
+        return one(state.batch_stats, batch, key)
+    parts = split(batch, method.accumulate)
+    first = jax.tree.map(lambda x: x[0], parts)
+    shapes, _ = jax.eval_shape(one, state.batch_stats, first, key)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes._replace(text=None))
+
+    def body(carry, index_and_part):
+        batch_stats, total = carry
+        index, part = index_and_part
+        gradients, batch_stats = one(batch_stats, part, jax.random.fold_in(key, index))
+        total = jax.tree.map(jnp.add, total, gradients._replace(text=None))
+        return (batch_stats, total), gradients.text
+
+    (batch_stats, total), text = jax.lax.scan(
+        body, (state.batch_stats, zeros), (jnp.arange(method.accumulate), parts)
+    )
+    if text is not None:  # undo the interleaving of `split`: back to the batch's own order
+        text = text._replace(
+            states=jnp.moveaxis(text.states, 0, 2).reshape(
+                text.states.shape[1], -1, text.states.shape[-1]
+            ),
+            text_hash=text.text_hash.T.reshape(-1),
+            valid=text.valid.T.reshape(-1),
+        )
+    return total._replace(text=text), batch_stats
+
+
+def penalise(method: Method, state: TrainState, batch: Batch, gradients: dict) -> tuple[dict, dict]:
+    """Adds the lazy R1 penalty's gradient every `r1_every` steps (SPEC 6)."""
+    every = method.r1_every
+    key = stream(jax.random.wrap_key_data(state.key), state.step, "r1")
+
+    def penalty(params):
+        def discriminate(wav):
+            return method.discriminators.apply({"params": params}, wav, batch.wav_length)
+
+        total, count = adversarial.r1_penalty(
+            discriminate, batch.wav, key, gamma=method.weights.r1, interval=every
+        )
+        return total / count
+
+    def due():
+        value, extra = jax.value_and_grad(penalty)(state.discriminator)
+        return value, jax.tree.map(jnp.add, gradients, extra)
+
+    value, gradients = jax.lax.cond(
+        state.step % every == 0, due, lambda: (jnp.zeros(()), gradients)
+    )
+    return gradients, {"loss/r1": value}
+
+
+def revive_codes(method: Method, state: TrainState, params, batch_stats, batch: Batch):
+    """Every `revive_every` steps, dead codes move to where the encoder is -> (params, stats).
+
+    At the first step of a codec from scratch all do: its codebook starts on the data.
+    """
+
+    def due():
+        variables = {"params": params["codec"], "batch_stats": batch_stats}
+        output, _, _ = run_codec(method, *variables.values(), batch, train=False)
+        key = stream(jax.random.wrap_key_data(state.key), state.step, "revive")
+        first = method.from_scratch & (state.step == 0)
+        below = jnp.where(first, jnp.inf, method.revive_below)
+        revived = revive(method.codec, variables, output, key, below)
+        return params | {"codec": revived["params"]}, revived["batch_stats"]
+
+    when = state.step % method.revive_every == 0
+    return jax.lax.cond(when, due, lambda: (params, batch_stats))
+
+
+def _report(method: Method, step, losses, weights) -> dict:
+    """Raw and weighted losses and the schedule at this step, as "section/name" scalars."""
+    means = metrics.means(losses)
+    report = {(n if n.startswith("accuracy/") else f"loss/{n}"): v for n, v in means.items()}
+    report |= {f"weighted/{n}": w * means[n] for n, w in weights.items() if n in means}
+    report |= {f"lr/{g.name}": g.rate(step, method.schedule) for g in method.groups}
+    if method.lm:
+        report["schedule/temperature"] = method.schedule.temperature(step)
+        report["schedule/codec_gate"] = method.schedule.codec_gate(step)
+    return report
+
+
+def train_step(
+    state: TrainState, lm_params, batch: Batch, *, method: Method, phase: Phase
+) -> tuple[TrainState, dict]:
+    """One update of both players -> (next state, scalar metrics).
+
+    A step with a non-finite loss or gradient changes nothing but the counters (DESIGN).
+    """
+    gradients, batch_stats = gather_gradients(method, phase, state, lm_params, batch)
+    labels = assign(state.params, method.groups)
+    report = _report(method, state.step, gradients.losses, step_weights(method, state.step))
+    sizes = norms(gradients.codec, labels)
+
+    codec_update = optimiser(state.params, method.groups, method.schedule)
+    updates, opt_state = codec_update.update(
+        gradients.codec, state.opt_state, state.params, step=state.step
+    )
+    params = optax.apply_updates(state.params, updates)
+    if method.revive_every and phase.codec:
+        params, batch_stats = revive_codes(method, state, params, batch_stats, batch)
+    discriminator, judge_state = state.discriminator, state.discriminator_opt_state
+    if phase.discriminator:
+        judge_gradients = gradients.discriminator
+        if method.weights.r1:
+            judge_gradients, penalty = penalise(method, state, batch, judge_gradients)
+            report |= penalty
+        group = method.discriminator_group
+        sizes["discriminators"] = optax.global_norm(judge_gradients)
+        judge_update = optimiser(discriminator, (group,), method.schedule)
+        updates, judge_state = judge_update.update(
+            judge_gradients, judge_state, discriminator, step=state.step
+        )
+        discriminator = optax.apply_updates(discriminator, updates)
+        report["lr/discriminators"] = group.rate(state.step, method.schedule)
+
+    bank = state.bank
+    if gradients.text is not None:
+        bank = enqueue(bank, *gradients.text)
+    share = state.code_share * CODE_SHARE_DECAY + gradients.histogram * (1 - CODE_SHARE_DECAY)
+    # One scalar for all leaves: behind a barrier, lest it be computed again in each leaf's kernel.
+    ok = jax.lax.optimization_barrier(metrics.finite((report, sizes)))
+    proposed = state.replace(
+        params=params,
+        batch_stats=batch_stats,
+        discriminator=discriminator,
+        opt_state=opt_state,
+        discriminator_opt_state=judge_state,
+        bank=bank,
+        code_share=share,
+    )
+    kept = jax.tree.map(lambda new, old: jnp.where(ok, new, old), proposed, state)
+    next_state = kept.replace(
+        step=state.step + 1,
+        skipped=state.skipped + ~ok,
+        bad_streak=jnp.where(ok, 0, state.bad_streak + 1),
+    )
+    report |= {f"grad_norm/{name}": size for name, size in sizes.items()}
+    report |= {f"codes/{k}": v for k, v in metrics.code_statistics(kept.code_share).items()}
+    report |= {"skipped": next_state.skipped, "bad_streak": next_state.bad_streak}
+    return next_state, report
+
+
+def eval_step(state: TrainState, lm_params, batch: Batch, *, method: Method) -> dict:
+    """Held-out batch -> {"wav" [B, N], "codes" [B, T], "histogram" [V], "losses" (sum, count)}.
+
+    No domain is given, all codes are open, the bridge samples without noise.
+    """
+    variables = {"params": state.params["codec"], "batch_stats": state.batch_stats}
+    output, wav, _ = run_codec(method, *variables.values(), batch, train=False)
+    losses = {"vq": metrics.per_item(output.vq_loss, batch.wav_length > 0)}
+    if method.lm:
+        table = method.codec.apply(variables, method="search_table")
+        key = stream(jax.random.wrap_key_data(state.key), 0, "eval")
+        spoken, _ = language_losses(
+            method,
+            state.params,
+            table,
+            lm_params,
+            output,
+            batch,
+            state.bank,
+            state.code_share,
+            key,
+            gate=0.0,
+            temperature=method.schedule.temperature_end,
+            training=False,
+        )
+        losses |= spoken
+    return {
+        "wav": wav,
+        "codes": output.codes,
+        "histogram": code_histogram(output, method.codec.codebook_size),
+        "losses": losses,
+    }

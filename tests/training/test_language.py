@@ -1,0 +1,110 @@
+"""The language branch: what the codec learns from the codes that were to be predicted."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llmcodec_jax import bridge as bridging
+from llmcodec_jax.training.language import language_losses, pull_on_targets
+from llmcodec_jax.training.method import Bridge
+from llmcodec_jax.training.state import init_state
+from llmcodec_jax.types import CodecOutput
+from tests.training.test_step import lm, tiny_batch, tiny_method  # noqa: F401 (a fixture)
+
+B, T, D, V, H, K = 2, 7, 4, 11, 6, 3
+TEMPERATURE = 0.7
+
+
+@pytest.fixture
+def parts():
+    rng = np.random.default_rng(0)
+
+    def normal(*shape):
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+    query, table = normal(B, T, D), normal(V, D)
+    mask = jnp.arange(T) < jnp.array([[T], [4]])
+    codes = jnp.argmax(query @ table.T, axis=-1)
+    output = CodecOutput(
+        latent=query, codes=codes, quantised=query, vq_loss=jnp.zeros(B), query=query,
+        frame_mask=mask,
+    )  # fmt: skip
+    return query, table, normal(B, T, H), normal(K, V, H), output
+
+
+def test_pull_on_targets_is_the_relaxed_cross_entropy(parts):
+    """Zero in value; its gradient is that of -sum_v p_v (h W_v - log share_v), p = softmax."""
+    query, table, hidden, heads, output = parts
+    method = dataclasses.replace(tiny_method(), bridge=Bridge(mode="ste"))
+    weights = jnp.array([0.5, 0.3, 0.2])
+    share = jnp.arange(V) / 100.0  # unnormalised, as a young running mean is
+    prior = jnp.log(0.9 * share / share.sum() + 0.1 / V)
+
+    def ours(query):
+        logits = query, table, jnp.zeros(V)
+        return weights @ pull_on_targets(method, logits, hidden, heads, share, output, TEMPERATURE)
+
+    def plain(query):
+        p = jax.nn.softmax(query @ table.T / TEMPERATURE, axis=-1)
+        total = 0.0
+        for t in range(T):
+            for k in range(K):
+                if t + k < T:
+                    gain = hidden[:, t] @ heads[k].T - prior
+                    score = jnp.sum(p[:, t + k] * gain, axis=-1)
+                    total -= weights[k] * jnp.sum(score * output.frame_mask[:, t + k])
+        return total
+
+    assert ours(query) == 0
+    np.testing.assert_allclose(jax.grad(ours)(query), jax.grad(plain)(query), rtol=1e-4, atol=1e-5)
+
+
+def test_target_gradient_changes_the_codec_alone(lm):  # noqa: F811
+    """The same losses; another gradient for the codec, the same for heads and embeddings."""
+    batch = tiny_batch()
+
+    def gradient(share):
+        method = tiny_method()
+        bridge = dataclasses.replace(method.bridge, target_gradient=share)
+        method = dataclasses.replace(method, bridge=bridge)
+        state = init_state(method, lm, 0)
+
+        def loss(params):
+            variables = {"params": params["codec"], "batch_stats": state.batch_stats}
+            output = method.codec.apply(variables, batch.wav, batch.wav_length, method="encode")
+            table = method.codec.apply(variables, method="search_table")
+            losses, _ = language_losses(
+                method, params, table, lm, output, batch, state.bank,
+                state.code_share, jax.random.key(0), 1.0, 0.5,
+            )  # fmt: skip
+            return losses["ftp/1"][0] + losses["ftp/2"][0]
+
+        return jax.jit(jax.value_and_grad(loss))(state.params)
+
+    (value, without), (same, with_pull) = gradient(0.0), gradient(1.0)
+    np.testing.assert_allclose(value, same, rtol=1e-6)
+    for name in ("ftp_heads", "audio_embedding"):
+        np.testing.assert_allclose(without[name], with_pull[name], rtol=1e-5, atol=1e-7)
+    size = lambda tree: sum(float(jnp.abs(x).sum()) for x in jax.tree.leaves(tree))  # noqa: E731
+    difference = jax.tree.map(jnp.subtract, with_pull["codec"], without["codec"])
+    assert size(difference) > 0.1 * size(without["codec"])
+
+
+def test_detached_bridge_has_no_target_gradient():
+    with pytest.raises(ValueError, match="target_gradient must be 0"):
+        Bridge(mode="detach", target_gradient=1.0)
+
+
+def test_bridge_relaxation_is_the_one_the_pull_uses(parts):
+    """`bridge` in mode "ste" and the plain form agree on rows that are heads, not embeddings."""
+    query, table, _, heads, output = parts
+    rows = heads.transpose(1, 0, 2).reshape(V, K * H)
+    fused = bridging.bridge(
+        query, table, jnp.zeros(V), rows, jax.random.key(0), TEMPERATURE,
+        mode="ste", labels=output.codes,
+    )  # fmt: skip
+    plain = bridging.bridge_from_noise(query @ table.T, 0.0, rows, TEMPERATURE, "ste")
+    np.testing.assert_allclose(fused.embeds, plain, rtol=1e-5, atol=1e-6)
