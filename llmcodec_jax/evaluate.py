@@ -15,7 +15,7 @@ from pathlib import Path
 
 from llmcodec_jax.audio import AudioError
 from llmcodec_jax.codec.tokens import TokenError
-from llmcodec_jax.evaluation.reconstruction import EvaluationError
+from llmcodec_jax.evaluation.reports import EvaluationError
 
 
 def reconstruction(args: argparse.Namespace) -> None:
@@ -84,7 +84,8 @@ def token_lm(args: argparse.Namespace) -> None:
     """Predictability of a codec's tokens, with what could have bought it beside it."""
     from llmcodec_jax.evaluation import streams as reading
     from llmcodec_jax.evaluation import token_lm as room
-    from llmcodec_jax.evaluation.reconstruction import codec_sample, write_json
+    from llmcodec_jax.evaluation.reconstruction import codec_sample
+    from llmcodec_jax.evaluation.reports import write_json
 
     fields = {f.name: getattr(args, f.name) for f in dataclasses.fields(room.Protocol)}
     protocol = room.Protocol(**fields | {"seeds": tuple(range(args.seeds))})
@@ -122,7 +123,7 @@ def salmon(args: argparse.Namespace) -> None:
     """Coherence accuracies of a language model over a codec's tokens."""
     from llmcodec_jax.evaluation import audio_lm
     from llmcodec_jax.evaluation import salmon as room
-    from llmcodec_jax.evaluation.reconstruction import write_json
+    from llmcodec_jax.evaluation.reports import write_json
 
     codec = _codec(args.codec)
     model = audio_lm.load(args.lm, codec.levels, args.begin_token)
@@ -155,7 +156,7 @@ def suite(args: argparse.Namespace) -> None:
 def consistency(args: argparse.Namespace) -> None:
     """Token edit distance under changes that do not alter the sound."""
     from llmcodec_jax.evaluation import consistency as room
-    from llmcodec_jax.evaluation.reconstruction import write_json
+    from llmcodec_jax.evaluation.reports import write_json
 
     report = room.evaluate(_codec(args.codec), Path(args.data), args.limit)
     write_json(Path(args.output), report)
@@ -166,7 +167,7 @@ def consistency(args: argparse.Namespace) -> None:
 def compare(args: argparse.Namespace) -> None:
     """One page (and its data) of any number of codecs."""
     from llmcodec_jax.evaluation import comparison as room
-    from llmcodec_jax.evaluation.reconstruction import write_json
+    from llmcodec_jax.evaluation.reports import write_json
 
     codecs = {}
     for name, _, files in (entry.partition("=") for entry in args.codecs):

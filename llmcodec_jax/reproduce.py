@@ -16,8 +16,9 @@ from pathlib import Path
 from absl import app, flags
 
 from llmcodec_jax import command_line, train
-from llmcodec_jax.evaluation.reconstruction import EvaluationError
+from llmcodec_jax.evaluation.reports import EvaluationError
 from llmcodec_jax.study import results, stages
+from llmcodec_jax.training.run import FAILURES, keep_compilations
 
 logger = logging.getLogger("llmcodec_jax.reproduce")
 
@@ -63,7 +64,7 @@ def about(data: Path, budget: float, folders: dict) -> str:
 
 def main(_) -> int:
     command_line.speak_up()
-    train.keep_compilations()
+    keep_compilations()
     workdir = Path(train.WORKDIR.value or "runs/study")
     if train.CACHE.value:
         os.environ["LLMCODEC_CACHE"] = train.CACHE.value
@@ -72,7 +73,7 @@ def main(_) -> int:
     except stages.InterruptedRunError as stopped:
         logger.info("%s was interrupted and saved; the same command goes on", stopped)
         return 0
-    except (*train.FAILURES, EvaluationError) as error:
+    except (*FAILURES, EvaluationError) as error:
         logger.error("%s", error)
         return 1
     print(results.markdown(summary))

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from llmcodec_jax import audio
 from llmcodec_jax.lm.config import LMConfig, to_huggingface
-from llmcodec_jax.lm.qwen3 import init_params
+from llmcodec_jax.lm.decoder import init_params
 from llmcodec_jax.lm.weights import unstacked
 
 RATE = 16_000

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from llmcodec_jax.lm import qwen3
+from llmcodec_jax.lm import decoder
 from llmcodec_jax.lm.config import LMConfig
 from llmcodec_jax.lm.load import load_lm
 from llmcodec_jax.lm.lora import LoRA, init_lora
@@ -66,7 +66,7 @@ def small(vocabulary: int, levels: int, width: int, layers: int, key: jax.Array)
         tied=True,
     )
     body_key, row_key = jax.random.split(key)
-    body = qwen3.init_params(config, body_key)
+    body = decoder.init_params(config, body_key)
     rows = 0.02 * jax.random.normal(row_key, (vocabulary, width))
     return AudioLM(
         body, body["embed"]["embedding"][0], rows, jnp.zeros_like(rows), None, config, levels
@@ -84,7 +84,7 @@ def pretrained(path: str | Path, vocabulary: int, levels: int, key: jax.Array) -
     embedding = audio_embedding_init(body["embed"]["embedding"], vocabulary, row_key)
     head = audio_head_init(body, embedding, head_key)
     adapters = init_lora(body, lora_key, **LORA)
-    begin = qwen3.embed_text(body, jnp.asarray(begin_token(config, tokenizer)))
+    begin = decoder.embed_text(body, jnp.asarray(begin_token(config, tokenizer)))
     return AudioLM(body, begin, embedding, head, adapters, config, levels)
 
 
@@ -97,7 +97,7 @@ def merged(path: str | Path, levels: int = 1, begin: int | None = None) -> Audio
     embedding, head = read_audio_rows(path)
     if begin is None:
         begin = begin_token(config, tokenizer)
-    first = qwen3.embed_text(body, jnp.asarray(begin))
+    first = decoder.embed_text(body, jnp.asarray(begin))
     return AudioLM(body, first, embedding, head, None, config, levels)
 
 
@@ -120,7 +120,7 @@ def token_log_probs(
     batch, length = codes.shape
     begin = jnp.broadcast_to(model.begin, (batch, 1, model.begin.shape[-1]))
     inputs = jnp.concatenate([begin, model.embedding[codes[:, :-1]].astype(begin.dtype)], axis=1)
-    hidden = qwen3.forward(
+    hidden = decoder.forward(
         model.config,
         model.body,
         inputs,

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from llmcodec_jax import audio
 from llmcodec_jax.evaluation.codec_superb import METRICS
-from llmcodec_jax.evaluation.reconstruction import EvaluationError
+from llmcodec_jax.evaluation.reports import EvaluationError
 from llmcodec_jax.pages import html, plots
 
 KINDS: dict[str, Callable[[dict], bool]] = {

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from llmcodec_jax import audio
 from llmcodec_jax.evaluation.additional import edit_distance
-from llmcodec_jax.evaluation.reconstruction import EvaluationError, summarise_columns
+from llmcodec_jax.evaluation.reports import EvaluationError, summarise_columns
 
 SHIFT = 24  # samples, either way
 NOISE = 30.0  # dB below the clip

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -16,10 +15,15 @@ from tqdm import tqdm
 
 from llmcodec_jax import audio
 from llmcodec_jax.evaluation import additional, codec_superb
-
-
-class EvaluationError(ValueError):
-    """Inputs that cannot be compared; the message names the file and the fix."""
+from llmcodec_jax.evaluation.reports import (
+    EvaluationError,
+    columns,
+    defined,
+    intervals,
+    means,
+    summarise_columns,
+    write_json,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,10 +125,10 @@ def summarise(rows: list[dict]) -> dict:
             categories.setdefault(name.split("/")[0], []).append(values)
     extra = {row["name"]: row["additional"] for row in rows}
     report = {
-        "mean": _means(items.values()),
-        "categories": {name: _means(group) for name, group in sorted(categories.items())},
+        "mean": means(items.values()),
+        "categories": {name: means(group) for name, group in sorted(categories.items())},
         "items": items,
-        "interval": _intervals(items.values()),
+        "interval": intervals(items.values()),
         "undefined": _undefined(items.values()),
         "additional": summarise_columns(extra.values()) | {"items": extra},
     }
@@ -132,12 +136,6 @@ def summarise(rows: list[dict]) -> dict:
     if coded:
         report["codes"] = {"seconds": sum(r["seconds"] for r in coded)} | _code_use(coded)
     return report
-
-
-def summarise_columns(rows: Iterable[dict[str, float | None]]) -> dict:
-    """{"mean", "interval"} of every named value over rows; null values take no part."""
-    rows = list(rows)
-    return {"mean": _means(rows), "interval": _intervals(rows)}
 
 
 def score_clip(clip: Clip, estimate: Coded | None, optional: tuple[str, ...]) -> dict:
@@ -155,9 +153,9 @@ def score_clip(clip: Clip, estimate: Coded | None, optional: tuple[str, ...]) ->
     row = {
         "name": clip.name,
         "seconds": reference.shape[1] / rate,
-        "metrics": {k: _defined(v) for k, v in metrics.items()},
+        "metrics": {k: defined(v) for k, v in metrics.items()},
         "additional": {
-            k: _defined(v)
+            k: defined(v)
             for k, v in additional.score(mono[0][0], mono[1][0], rate, optional).items()
         },
     }
@@ -191,7 +189,7 @@ def codec_sample(codec, folder: Path, clips: int = 24) -> dict[str, float | None
     for path in tqdm(chosen, "reconstruction", unit="clip"):
         row = score_clip(Clip(path.name, path, None), code(path), ())
         rows.append(row["metrics"])
-    return _means(rows)
+    return means(rows)
 
 
 def _estimate(clip: Clip, code: Callable[[Path], Coded] | None, keep: Path | None) -> Coded | None:
@@ -250,40 +248,7 @@ def _code_use(rows: list[dict]) -> dict:
     return {"tokens": int(streams.size), "codes_used": used, "unigram_entropy": entropy}
 
 
-def _means(rows: Iterable[dict]) -> dict[str, float | None]:
-    return {name: _defined(np.mean(v) if v else math.nan) for name, v in _columns(rows).items()}
-
-
-def _intervals(rows: Iterable[dict]) -> dict[str, float | None]:
-    return {
-        name: _defined(1.96 * np.std(v, ddof=1) / math.sqrt(len(v)) if len(v) > 1 else math.nan)
-        for name, v in _columns(rows).items()
-    }
-
-
 def _undefined(rows: Iterable[dict]) -> dict[str, int]:
     rows = list(rows)
-    counts = {name: len(rows) - len(v) for name, v in _columns(rows).items()}
+    counts = {name: len(rows) - len(v) for name, v in columns(rows).items()}
     return {name: count for name, count in counts.items() if count}
-
-
-def _columns(rows: Iterable[dict]) -> dict[str, list[float]]:
-    """Metric -> its defined values."""
-    columns: dict[str, list[float]] = {}
-    for row in rows:
-        for name, value in row.items():
-            columns.setdefault(name, []).extend([] if value is None else [value])
-    return columns
-
-
-def _defined(value: float) -> float | None:
-    """JSON has no NaN: an undefined value is null."""
-    return float(value) if math.isfinite(value) else None
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Writes JSON atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-    os.replace(partial, path)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from llmcodec_jax import audio
 from llmcodec_jax.codec import tokens
 from llmcodec_jax.evaluation import audio_lm
-from llmcodec_jax.evaluation.reconstruction import EvaluationError
+from llmcodec_jax.evaluation.reports import EvaluationError
 
 OFFICIAL = (
     "bg_alignment",

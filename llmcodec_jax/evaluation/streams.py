@@ -13,7 +13,7 @@ from tqdm import tqdm
 from llmcodec_jax import audio
 from llmcodec_jax.codec import tokens
 from llmcodec_jax.data.records import stable_hash
-from llmcodec_jax.evaluation.reconstruction import EvaluationError
+from llmcodec_jax.evaluation.reports import EvaluationError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from llmcodec_jax import audio
 from llmcodec_jax.data.records import Source, stable_hash
-from llmcodec_jax.evaluation.reconstruction import EvaluationError
+from llmcodec_jax.evaluation.reports import EvaluationError
 
 RATE = 16000  # Hz, of the suite
 MARGIN = 0.06  # seconds of its own quiet left around an utterance

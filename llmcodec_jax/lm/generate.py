@@ -1,6 +1,6 @@
 """Generation with a key-value cache: greedy, or sampling at a temperature.
 
-The token rows are passed in, so the same loop writes text (`qwen3.head_rows`) or audio codes
+The token rows are passed in, so the same loop writes text (`decoder.head_rows`) or audio codes
 (the audio vocabulary's own rows).
 
 Shapes: B items, S prompt positions, N new tokens, R token rows, H width.
@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from llmcodec_jax.lm.config import LMConfig
+from llmcodec_jax.lm.decoder import Decoder, Params, make_context
 from llmcodec_jax.lm.lora import LoRA
-from llmcodec_jax.lm.qwen3 import Decoder, Params, make_context
 
 
 @functools.partial(jax.jit, static_argnames=("config", "steps", "temperature", "stop_id"))

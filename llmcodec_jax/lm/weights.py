@@ -43,7 +43,7 @@ def assemble(config: LMConfig, source: TensorSource, dtype, shardings=None) -> A
     for the default device. The host never holds more than one shard of one stacked leaf beside
     the source's memory map.
     """
-    from llmcodec_jax.lm.qwen3 import init_params
+    from llmcodec_jax.lm.decoder import init_params
 
     shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0), dtype))
     if callable(shardings):

@@ -16,7 +16,7 @@ import scipy.stats
 from matplotlib.figure import Figure
 
 from llmcodec_jax.evaluation import comparison
-from llmcodec_jax.evaluation.reconstruction import write_json
+from llmcodec_jax.evaluation.reports import write_json
 from llmcodec_jax.pages import html
 
 COLUMNS = {

@@ -12,16 +12,25 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 import llmcodec_jax
-from llmcodec_jax import audio, train
+from llmcodec_jax import audio
 from llmcodec_jax.data.embedded import lm_path
 from llmcodec_jax.data.sources import open_source, split_source
-from llmcodec_jax.evaluation import audio_lm, consistency, reconstruction, salmon, suite, token_lm
+from llmcodec_jax.evaluation import (
+    audio_lm,
+    consistency,
+    reconstruction,
+    reports,
+    salmon,
+    suite,
+    token_lm,
+)
 from llmcodec_jax.evaluation.protocol import Protocol
 from llmcodec_jax.evaluation.streams import Streams
 from llmcodec_jax.lm.load import load_lm
 from llmcodec_jax.study import results
 from llmcodec_jax.study import teacher as teaching
 from llmcodec_jax.study.material import Material, find_sources
+from llmcodec_jax.training import run as training
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +53,7 @@ def claim(folder: Path, inputs: dict) -> None:
             )
         return
     folder.mkdir(parents=True, exist_ok=True)
-    reconstruction.write_json(note, inputs)
+    reports.write_json(note, inputs)
 
 
 def gather(config: ConfigDict, data: Path) -> Material:
@@ -64,7 +73,7 @@ def train_run(config: ConfigDict, folder: Path, sources: tuple) -> None:
     if (folder / "report.html").exists():
         return
     logger.info("training %s, %d steps", folder.name, config.total_steps)
-    if not train.run(config, folder):
+    if not training.run(config, folder):
         raise InterruptedRunError(folder)
 
 
@@ -101,7 +110,7 @@ def teach(config: ConfigDict, folder: Path, base: Coded) -> int:
             tokens.frame_rate,
             lessons,
         )
-        reconstruction.write_json(summary, report)
+        reports.write_json(summary, report)
     lm_config, _, tokenizer = load_lm(folder)
     return audio_lm.begin_token(lm_config, tokenizer)
 
@@ -181,18 +190,18 @@ def evaluate(
     sound = json.loads(reports["report"].read_text())["mean"]
     if not reports["token_lm"].exists():
         content = token_lm.report(coded.streams, protocol, None, sound, output / "token_lm")
-        reconstruction.write_json(reports["token_lm"], content)
+        reports.write_json(reports["token_lm"], content)
     model = audio_lm.load(output / "token_lm", codec.levels)
     if not reports["salmon"].exists():
         parts = salmon.find_parts(pairs) if pairs.is_dir() else {}
         found = salmon.evaluate(parts, codec, salmon.likelihood_of(model))
-        reconstruction.write_json(reports["salmon"], found)
+        reports.write_json(reports["salmon"], found)
     if not reports["consistency"].exists():
         found = consistency.evaluate(codec, clips, settings.consistency)
-        reconstruction.write_json(reports["consistency"], found)
+        reports.write_json(reports["consistency"], found)
     if head_start and not reports[results.HEAD_START].exists():
         found = token_lm.measure_with_rows_of(model, coded.streams, protocol)
-        reconstruction.write_json(reports[results.HEAD_START], found)
+        reports.write_json(reports[results.HEAD_START], found)
 
 
 def scale(config: ConfigDict, budget: float) -> None:

@@ -24,7 +24,7 @@ import optax
 from tqdm import tqdm
 
 from llmcodec_jax.evaluation.audio_lm import begin_token
-from llmcodec_jax.lm import huggingface, qwen3
+from llmcodec_jax.lm import decoder, huggingface
 from llmcodec_jax.lm.config import LMConfig
 from llmcodec_jax.lm.heads import horizon_weights, start_from
 from llmcodec_jax.lm.load import load_lm
@@ -88,7 +88,7 @@ def fresh_layers(path: str | Path, width: int, layers: int, key) -> tuple[LMConf
         bos_id=source.bos_id,
         eos_id=source.eos_id,
     )
-    fresh = qwen3.init_params(config, key)
+    fresh = decoder.init_params(config, key)
     return config, fresh | {"embed": {"embedding": centred @ axes[:, -width:]}}, tokenizer
 
 
@@ -198,7 +198,7 @@ def _losses(config: LMConfig, text_table, values: dict, batch: dict) -> dict:
     text = text_table["embedding"][jnp.where(spoken, 0, ids)]
     embeds = jnp.where(spoken[..., None], values["embedding"][codes], text)
     params = {"embed": text_table} | values["body"]
-    hidden = qwen3.forward(config, params, embeds, batch["length"], remat=False).hidden
+    hidden = decoder.forward(config, params, embeds, batch["length"], remat=False).hidden
     return ftp_loss(hidden[:, :-1], values["heads"], codes[:, 1:], spoken[:, 1:])
 
 

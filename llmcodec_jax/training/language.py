@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from llmcodec_jax import bridge as bridging
-from llmcodec_jax.lm import qwen3
+from llmcodec_jax.lm import decoder
 from llmcodec_jax.losses import alignment, ftp
 from llmcodec_jax.ops.placement import spread
 from llmcodec_jax.training.method import Method
@@ -52,9 +52,9 @@ def read_audio(method: Method, lm_params, embeds: jax.Array, frame_mask: jax.Arr
     hidden[:, t] has seen codes < t, and the state pooled for alignment is at the last code.
     """
     lm = method.lm
-    begin = qwen3.embed_text(lm_params, jnp.full((embeds.shape[0], 1), lm.begin_token))
+    begin = decoder.embed_text(lm_params, jnp.full((embeds.shape[0], 1), lm.begin_token))
     frames = frame_mask.sum(axis=1)
-    return qwen3.forward(
+    return decoder.forward(
         lm.config,
         lm_params,
         jnp.concatenate([begin, spread(embeds.astype(begin.dtype))], axis=1),
@@ -69,10 +69,10 @@ def read_text(method: Method, lm_params, batch: Batch) -> TextStates:
     """Transcripts through the same LM, without gradient, pooled at the last real token."""
     lm = method.lm
     length = jnp.maximum(batch.text_length, 1)
-    output = qwen3.forward(
+    output = decoder.forward(
         lm.config,
         lm_params,
-        qwen3.embed_text(lm_params, batch.text_ids),
+        decoder.embed_text(lm_params, batch.text_ids),
         length,
         pool_layers=lm.config.aligned_layers,
         pool_position=length - 1,

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import numpy as np
 import soundfile
+from matplotlib.figure import Figure
 
 from llmcodec_jax.pages import html, plots
 from llmcodec_jax.training.journal import read_rows
@@ -105,3 +108,39 @@ def write(workdir: Path, method: Method, skipped: dict) -> Path:
         ("What to run next", _next_steps(workdir)),
     ]
     return html.write(workdir / "report.html", f"Run {workdir.name}", lead, sections)
+
+
+def timetable(method: Method) -> Figure:
+    """What happens when: phases as bars, loss weights, learning rates and temperature as lines."""
+    schedule = method.schedule
+    steps = np.unique(np.linspace(0, schedule.total_steps - 1, 400).round())
+    figure, axes = plt.subplots(3, 1, figsize=(11, 8), sharex=True, layout="tight")
+    parts = ("codec", "discriminator", "lm")
+    for row, part in enumerate(parts):
+        for first, _ in schedule.phases():
+            if getattr(method.phase(first), part):
+                axes[0].barh(row, schedule.total_steps - first, left=first, color=f"C{row}")
+                break
+    axes[0].set_title(f"{schedule.total_steps} steps", fontsize=10)
+    axes[0].set_yticks(range(3), ["codec learns", "discriminators", "LM branch"])
+    weights = [method.weights.at(step, schedule) for step in steps]
+    gate = [float(schedule.codec_gate(step)) for step in steps]
+    lines = {name: [float(w[name]) for w in weights] for name in weights[0]}
+    if method.lm:
+        lines["ftp (reaching the codec)"] = [
+            w * g for w, g in zip(lines.pop("ftp"), gate, strict=True)
+        ]
+        temperature = [float(schedule.temperature(step)) for step in steps]
+        axes[1].plot(steps, temperature, "k:", label="bridge temperature")
+    for name, values in lines.items():
+        if max(values) > 0:
+            axes[1].plot(steps, values, label=name)
+    axes[1].set_ylabel("loss weight")
+    for group in (*method.groups, method.discriminator_group):
+        rates = [float(group.rate(step, schedule)) for step in steps]
+        axes[2].plot(steps, rates, label=group.name)
+    axes[2].set(ylabel="learning rate", yscale="log", xlabel="step")
+    for axis in axes[1:]:
+        axis.legend(fontsize=7, ncols=2, loc="center left", bbox_to_anchor=(1, 0.5))
+        axis.grid(alpha=0.3)
+    return figure

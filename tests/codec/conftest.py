@@ -1,10 +1,10 @@
 """The small codec, as a module and on disk."""
 
 import pytest
-from small_codec import SMALL, init
 
 from llmcodec_jax.codec.auv.model import AUV
 from llmcodec_jax.codec.store import save_codec_folder
+from tests.codec.small_codec import SMALL, init
 
 
 @pytest.fixture(scope="session")

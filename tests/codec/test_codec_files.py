@@ -9,12 +9,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from small_codec import SMALL, init
 
 from llmcodec_jax.codec import torch_file
 from llmcodec_jax.codec.auv import published
 from llmcodec_jax.codec.auv.model import AUV, from_fields, to_fields
 from llmcodec_jax.codec.store import save_codec_folder, save_safetensors, save_torch
+from tests.codec.small_codec import SMALL, init
 
 GOLDEN = Path(__file__).parents[1] / "parity/data/auv_small.pt"
 

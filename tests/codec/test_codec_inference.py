@@ -5,12 +5,12 @@ import sys
 
 import numpy as np
 import pytest
-from small_codec import SMALL, init
 
 import llmcodec_jax
 from llmcodec_jax import audio
 from llmcodec_jax.codec.auv.model import AUV
 from llmcodec_jax.codec.inference import Codec
+from tests.codec.small_codec import SMALL, init
 
 
 def tone(seconds, rate=16_000, seed=0):

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_codec import SMALL, init
 
 from llmcodec_jax.codec import quantizer
 from llmcodec_jax.codec.auv import conformer
 from llmcodec_jax.codec.auv.model import AUV, nested_partitions, revive
 from llmcodec_jax.types import DOMAINS
+from tests.codec.small_codec import SMALL, init
 
 
 def noise(batch, frames, seed=0, hop=320):

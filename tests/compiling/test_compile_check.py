@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from llmcodec_jax import compile_check
-from llmcodec_jax.compiling import report
+from llmcodec_jax.compiling import program, report
 from llmcodec_jax.hardware import chips, costs
 
 ROOT = Path(__file__).parents[2]
@@ -102,8 +101,8 @@ def test_roofline_names_what_binds():
 
 @pytest.mark.parametrize("name", ["v9:2x2", "v5e", "gpu:lots", "cpu:many"])
 def test_unknown_topologies_are_refused(name):
-    with pytest.raises(compile_check.TopologyError, match=name.partition(":")[0]):
-        compile_check.target(name)
+    with pytest.raises(program.TopologyError, match=name.partition(":")[0]):
+        program.target(name)
 
 
 def test_a_missing_libtpu_is_said_plainly(monkeypatch):
@@ -113,9 +112,9 @@ def test_a_missing_libtpu_is_said_plainly(monkeypatch):
         raise RuntimeError("no plugin")
 
     monkeypatch.setattr(topologies, "get_topology_desc", fail)
-    monkeypatch.setattr(compile_check, "_has_libtpu", lambda: False)
-    with pytest.raises(compile_check.TopologyError, match="pip install libtpu"):
-        compile_check.target("v5e:4x4")
+    monkeypatch.setattr(program, "_has_libtpu", lambda: False)
+    with pytest.raises(program.TopologyError, match="pip install libtpu"):
+        program.target("v5e:4x4")
 
 
 TINY = (
@@ -165,7 +164,7 @@ def test_the_command_on_simulated_devices(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not compile_check._has_libtpu(), reason="no libtpu: pip install libtpu")
+@pytest.mark.skipif(not program._has_libtpu(), reason="no libtpu: pip install libtpu")
 def test_the_command_for_a_tpu(tmp_path):
     result = check("v5e:2x2", tmp_path / "report.json")
     assert result.returncode == 0, result.stderr[-2000:]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
 
-from llmcodec_jax import compile_check
+from llmcodec_jax.compiling import program
 from llmcodec_jax.hardware import chips, costs
 from llmcodec_jax.training import sharding
 from tests.multidevice.test_sharding import shapes
@@ -65,8 +65,8 @@ def test_a_report_is_of_the_config_as_it_is(name):
     assert asked.items() <= report["mesh"].items()
     assert config.data.batch_size == report["global_batch"]
     state, lm = shapes()
-    state = compile_check.placed(state, sharding.shardings(state, mesh, sharding.STATE_RULES))
-    lm = compile_check.placed(lm, sharding.shardings(lm, mesh, sharding.LM_RULES))
+    state = program.placed(state, sharding.shardings(state, mesh, sharding.STATE_RULES))
+    lm = program.placed(lm, sharding.shardings(lm, mesh, sharding.LM_RULES))
     parts = {
         "frozen_lm": lm,
         "parameters": (state.params, state.discriminator),
@@ -74,7 +74,7 @@ def test_a_report_is_of_the_config_as_it_is(name):
         "bank": state.bank,
     }
     for kind, tree in parts.items():
-        size = compile_check.per_device(tree) / chips.GIB
+        size = program.per_device(tree) / chips.GIB
         assert round(size, 2) == report["memory_gib"][kind], kind
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from conftest import tone
 
 from llmcodec_jax import audio
 from llmcodec_jax.data import embedded, packages
@@ -18,6 +17,7 @@ from llmcodec_jax.data.cache import build_once, cache_dir
 from llmcodec_jax.data.espeak import VOICES, sentences
 from llmcodec_jax.data.folders import LibriSpeechSource
 from llmcodec_jax.data.packages import FetchError, fetch_debian, fetch_wheel
+from tests.data.conftest import tone
 
 
 def write_g722(path: Path, wav: np.ndarray) -> None:

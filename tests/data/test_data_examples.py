@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from conftest import RATE, Letters, spell, tone, write_corpus
 
 from llmcodec_jax.audio import AudioError
 from llmcodec_jax.data.examples import ExampleMaker
@@ -10,6 +9,7 @@ from llmcodec_jax.data.pipeline import make_loader
 from llmcodec_jax.data.records import ArraySound, Record
 from llmcodec_jax.data.text import encode, normalise
 from llmcodec_jax.types import DOMAINS
+from tests.data.conftest import RATE, Letters, spell, tone, write_corpus
 
 WORDS = tuple((i + 0.1, i + 0.9, f"w{i}") for i in range(10))
 

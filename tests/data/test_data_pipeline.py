@@ -12,13 +12,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import RATE, Letters, tone, write_corpus
 
 from llmcodec_jax import audio
 from llmcodec_jax.data.batches import DataError
 from llmcodec_jax.data.pipeline import eval_batches, make_loader
 from llmcodec_jax.data.prefetch import prefetch
 from llmcodec_jax.types import DOMAINS
+from tests.data.conftest import RATE, Letters, tone, write_corpus
 
 CLIP = dict(sample_rate=RATE, clip_samples=8000, hop=320, text_tokenizer=Letters(), max_text=32)
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import RATE, tone, write_corpus
 
 from llmcodec_jax import audio
 from llmcodec_jax.audio import AudioError
@@ -20,6 +19,7 @@ from llmcodec_jax.data.records import ArraySound, EncodedSound
 from llmcodec_jax.data.sources import open_mixture, open_source, split_source
 from llmcodec_jax.data.tfds import TfdsSource
 from llmcodec_jax.data.words import Aligned, read_words
+from tests.data.conftest import RATE, tone, write_corpus
 
 TFDS_SETS = Path(__file__).parent / "tfds_sets"
 

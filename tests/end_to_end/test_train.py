@@ -15,9 +15,10 @@ from safetensors.numpy import load_file
 
 import llmcodec_jax
 from configs import base, codec_pretrain, quickstart
-from llmcodec_jax import export, train
+from llmcodec_jax import export
 from llmcodec_jax.codec.auv.published import load_auv_variables
 from llmcodec_jax.training import loop
+from llmcodec_jax.training.run import run
 from tests.conftest import WORDS, babble
 
 STEPS = 10
@@ -71,7 +72,7 @@ def assert_same_rows(first: list[dict], second: list[dict]) -> None:
 def finished(tmp_path_factory, tiny_lm, speech):
     """An undisturbed run of the paper's config, shrunk."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    assert train.run(shrunk(base, tiny_lm, speech), workdir)
+    assert run(shrunk(base, tiny_lm, speech), workdir)
     return workdir
 
 
@@ -149,7 +150,7 @@ def test_pretraining_config_shrunk_learns_from_several_domains(tmp_path, tiny_lm
     c.data.sources = ((f"librispeech:{speech}", 0.5, "speech"), (f"folder:{speech}", 0.5, "music"))
     c.training.revive_every = 2
     c.schedule.update(discriminator_start=0.3, adversarial_start=0.4)
-    assert train.run(c, tmp_path)
+    assert run(c, tmp_path)
     steps = [row for row in rows(tmp_path) if "loss/mel" in row]
     assert len(steps) == STEPS
     assert not any(name.startswith("loss/ftp") for name in steps[-1])
@@ -168,7 +169,7 @@ def test_quickstart_can_start_from_the_shipped_codec(tmp_path, tiny_lm, speech):
     c.codec.update(sizes)
     c.init = "mini"
     c.total_steps = 1
-    assert train.run(c, tmp_path)
+    assert run(c, tmp_path)
     before, after = (load_auv_variables(p)[1]["params"] for p in ("mini", str(tmp_path)))
     change = jax.tree.map(lambda a, b: np.abs(a - b).max(), before, after)
     assert max(jax.tree.leaves(change)) < 0.01
@@ -196,10 +197,10 @@ def test_interrupted_and_resumed_equals_undisturbed(
     config = shrunk(base, tiny_lm, speech)
     with monkeypatch.context() as patched:
         InterruptAt(patched, 5)
-        assert not train.run(config, tmp_path)
+        assert not run(config, tmp_path)
     assert max(row["step"] for row in rows(tmp_path)) < STEPS - 1
     config.data.workers = 1
-    assert train.run(config, tmp_path)
+    assert run(config, tmp_path)
     assert_same_rows(rows(tmp_path), rows(finished))
     whole, resumed = (load_auv_variables(str(p))[1] for p in (finished, tmp_path))
     jax.tree.map(np.testing.assert_array_equal, whole, resumed)
@@ -207,7 +208,7 @@ def test_interrupted_and_resumed_equals_undisturbed(
 
 def test_running_a_finished_run_again_only_reports(finished, tiny_lm, speech):
     before = rows(finished)
-    assert train.run(shrunk(base, tiny_lm, speech), finished)
+    assert run(shrunk(base, tiny_lm, speech), finished)
     assert_same_rows(rows(finished), before)
 
 

@@ -10,7 +10,7 @@ import soundfile
 from llmcodec_jax import audio, evaluate
 from llmcodec_jax.data.sources import open_source
 from llmcodec_jax.evaluation import consistency, salmon, suite
-from llmcodec_jax.evaluation.reconstruction import EvaluationError
+from llmcodec_jax.evaluation.reports import EvaluationError
 
 RATE = 16000
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from llmcodec_jax import audio, evaluate
-from llmcodec_jax.evaluation import reconstruction
+from llmcodec_jax.evaluation import reconstruction, reports
 
 
 def _reports(folder, flags=()):
@@ -40,7 +40,7 @@ def _reports(folder, flags=()):
     }
     folder.mkdir()
     for name, report in reports.items():
-        reconstruction.write_json(folder / f"{name}.json", report)
+        reports.write_json(folder / f"{name}.json", report)
     return ",".join(str(folder / f"{name}.json") for name in reports)
 
 
@@ -91,7 +91,7 @@ def test_unknown_reports_are_refused(tmp_path, capsys):
 
 @pytest.mark.parametrize("value", [None, 1.5])
 def test_json_stays_strict(tmp_path, value):
-    reconstruction.write_json(tmp_path / "a.json", {"x": value})
+    reports.write_json(tmp_path / "a.json", {"x": value})
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": value}
     with pytest.raises(ValueError, match="not JSON compliant"):
-        reconstruction.write_json(tmp_path / "a.json", {"x": float("nan")})
+        reports.write_json(tmp_path / "a.json", {"x": float("nan")})

@@ -12,8 +12,8 @@ from llmcodec_jax import evaluate
 from llmcodec_jax.codec import tokens
 from llmcodec_jax.evaluation import audio_lm, streams, token_lm
 from llmcodec_jax.evaluation.protocol import Protocol
-from llmcodec_jax.evaluation.reconstruction import EvaluationError
-from llmcodec_jax.lm import qwen3
+from llmcodec_jax.evaluation.reports import EvaluationError
+from llmcodec_jax.lm import decoder
 from llmcodec_jax.lm.config import LMConfig
 
 TINY = Protocol(
@@ -172,7 +172,7 @@ def test_lora_trains_adapters_and_rows_only(tmp_path):
         qk_norm=True,
         tied=True,
     )
-    huggingface.export(tmp_path, config, qwen3.init_params(config, jax.random.key(0)))
+    huggingface.export(tmp_path, config, decoder.init_params(config, jax.random.key(0)))
     stream = _streams(_periodic)
     start = partial(audio_lm.pretrained, tmp_path, 64, 1)
     model = start(jax.random.key(0))

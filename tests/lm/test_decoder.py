@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from llmcodec_jax.lm import decoder
 from llmcodec_jax.lm import lora as adapters
-from llmcodec_jax.lm import qwen3
 from llmcodec_jax.lm.config import ConfigError, LMConfig, from_huggingface, to_huggingface
 from llmcodec_jax.lm.generate import generate
 from llmcodec_jax.lm.weights import digest
@@ -20,7 +20,7 @@ CONFIG = LMConfig(
 @pytest.fixture(scope="module")
 def params():
     """Weights large enough that attention is far from uniform."""
-    params = qwen3.init_params(CONFIG, jax.random.key(0))
+    params = decoder.init_params(CONFIG, jax.random.key(0))
     return jax.tree.map(lambda x: x * 8 if x.ndim > 1 and x.shape[-1] != 8 else x, params)
 
 
@@ -33,8 +33,8 @@ def test_pooled_states_are_hidden_states_at_one_position(params, embeds):
     lengths = jnp.array([9, 4, 1])
     start, stop = CONFIG.aligned_layers
     assert (start, stop) == (2, 4)
-    output = qwen3.forward(CONFIG, params, embeds, lengths, pool_layers=(start, stop))
-    states = qwen3.hidden_states(CONFIG, params, embeds, lengths)
+    output = decoder.forward(CONFIG, params, embeds, lengths, pool_layers=(start, stop))
+    states = decoder.hidden_states(CONFIG, params, embeds, lengths)
     expected = states[start:stop, jnp.arange(3), lengths - 1]
     np.testing.assert_allclose(output.pooled, expected, atol=1e-5)
     np.testing.assert_allclose(output.hidden, states[-1], atol=1e-5)
@@ -48,14 +48,14 @@ def test_paper_layers():
 
 def test_layers_outside_the_model_are_refused(params, embeds):
     with pytest.raises(ValueError, match="6 layers"):
-        qwen3.forward(CONFIG, params, embeds, pool_layers=(3, 8))
+        decoder.forward(CONFIG, params, embeds, pool_layers=(3, 8))
 
 
 def test_padding_never_matters(params, embeds):
     lengths = jnp.array([9, 4, 6])
     padding = jnp.arange(9)[:, None] >= lengths[:, None, None]
     disturbed = jnp.where(padding, 100.0, embeds)
-    a, b = (qwen3.forward(CONFIG, params, x, lengths).hidden for x in (embeds, disturbed))
+    a, b = (decoder.forward(CONFIG, params, x, lengths).hidden for x in (embeds, disturbed))
     np.testing.assert_allclose(jnp.where(padding, 0, a), jnp.where(padding, 0, b), atol=1e-5)
 
 
@@ -63,7 +63,7 @@ def test_empty_item_stays_finite(params, embeds):
     lengths = jnp.array([9, 0, 3])
 
     def total(x):
-        output = qwen3.forward(CONFIG, params, x, lengths, pool_layers=(1, 3))
+        output = decoder.forward(CONFIG, params, x, lengths, pool_layers=(1, 3))
         return output.hidden.sum() + output.pooled.sum()
 
     assert np.isfinite(jax.grad(total)(embeds)).all()
@@ -75,7 +75,7 @@ def test_backward_makes_no_weight_gradient(params, embeds, remat):
 
     def total(x):
         frozen = jax.lax.stop_gradient(params)
-        output = qwen3.forward(CONFIG, frozen, x, pool_layers=(1, 3), remat=remat)
+        output = decoder.forward(CONFIG, frozen, x, pool_layers=(1, 3), remat=remat)
         return jnp.sum(jnp.square(output.hidden))
 
     produced = set()
@@ -99,25 +99,25 @@ def test_backward_makes_no_weight_gradient(params, embeds, remat):
 
 def test_bfloat16_is_close_and_keeps_its_dtype(params, embeds):
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-    output = qwen3.forward(CONFIG, half, embeds, pool_layers=(1, 3))
+    output = decoder.forward(CONFIG, half, embeds, pool_layers=(1, 3))
     assert output.hidden.dtype == jnp.bfloat16
     assert output.pooled.dtype == jnp.float32
-    exact = qwen3.forward(CONFIG, params, embeds).hidden
+    exact = decoder.forward(CONFIG, params, embeds).hidden
     assert jnp.abs(output.hidden - exact).mean() < 0.05 * jnp.abs(exact).mean()
 
 
 def test_generation_with_cache_equals_reading_everything_again(params, embeds):
     lengths, steps = jnp.array([9, 4, 1]), 5
-    table, head = params["embed"]["embedding"], qwen3.head_rows(CONFIG, params)
+    table, head = params["embed"]["embedding"], decoder.head_rows(CONFIG, params)
     ids = generate(CONFIG, params, embeds, lengths, steps, embedding=table, head=head)
     for item, length in enumerate(lengths.tolist()):
         sequence = jnp.concatenate([embeds[item, :length], table[ids[item]]])[None]
-        expected = jnp.argmax(qwen3.logits(CONFIG, params, sequence)[0, length - 1 : -1], axis=-1)
+        expected = jnp.argmax(decoder.logits(CONFIG, params, sequence)[0, length - 1 : -1], axis=-1)
         assert ids[item].tolist() == expected.tolist()
 
 
 def test_generation_stops_and_samples(params, embeds):
-    rows = {"embedding": params["embed"]["embedding"], "head": qwen3.head_rows(CONFIG, params)}
+    rows = {"embedding": params["embed"]["embedding"], "head": decoder.head_rows(CONFIG, params)}
     lengths = jnp.array([9, 4, 1])
     greedy = generate(CONFIG, params, embeds, lengths, 6, **rows)
     stop = int(greedy[0, 1])
@@ -139,15 +139,15 @@ def test_lora_starts_as_identity_trains_alone_and_merges(params, embeds):
     lora = adapters.init_lora(params, jax.random.key(2), rank=2, targets=r"(q|down)_proj|lm_head")
     assert set(lora.weights["blocks"]) == {"attn", "mlp"}
     assert set(lora.weights["lm_head"]) == {"a", "b"}
-    plain = qwen3.forward(CONFIG, params, embeds).hidden
+    plain = decoder.forward(CONFIG, params, embeds).hidden
     np.testing.assert_allclose(
-        qwen3.forward(CONFIG, params, embeds, lora=lora).hidden, plain, atol=1e-4
+        decoder.forward(CONFIG, params, embeds, lora=lora).hidden, plain, atol=1e-4
     )
 
     def total(weights):
         return jnp.sum(
             jnp.square(
-                qwen3.forward(CONFIG, params, embeds, lora=lora.replace(weights=weights)).hidden
+                decoder.forward(CONFIG, params, embeds, lora=lora.replace(weights=weights)).hidden
             )
         )
 
@@ -155,8 +155,8 @@ def test_lora_starts_as_identity_trains_alone_and_merges(params, embeds):
     assert np.abs(gradient["attn"]["q_proj"]["b"]).max() > 0
     weights = jax.tree.map(lambda x: x + 0.1, lora.weights)
     moved = lora.replace(weights=weights)
-    with_adapter = qwen3.forward(CONFIG, params, embeds, lora=moved).hidden
-    merged = qwen3.forward(CONFIG, adapters.merge(params, moved), embeds).hidden
+    with_adapter = decoder.forward(CONFIG, params, embeds, lora=moved).hidden
+    merged = decoder.forward(CONFIG, adapters.merge(params, moved), embeds).hidden
     assert jnp.abs(with_adapter - plain).max() > 0.01
     np.testing.assert_allclose(with_adapter, merged, atol=2e-4)
 
@@ -165,7 +165,7 @@ def test_lora_dropout_needs_a_key_and_targets_must_exist(params, embeds):
     lora = adapters.init_lora(params, jax.random.key(2), rank=2, dropout=0.5)
     lora = lora.replace(weights=jax.tree.map(lambda x: x + 0.1, lora.weights))
     hidden = [
-        qwen3.forward(CONFIG, params, embeds, lora=lora, dropout_key=key).hidden
+        decoder.forward(CONFIG, params, embeds, lora=lora, dropout_key=key).hidden
         for key in (None, None, jax.random.key(0), jax.random.key(1))
     ]
     np.testing.assert_array_equal(hidden[0], hidden[1])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llmcodec_jax.lm import qwen3
+from llmcodec_jax.lm import decoder, qwen3
 from llmcodec_jax.lm.config import ConfigError
 from llmcodec_jax.lm.gguf import NAMES
 from llmcodec_jax.lm.load import load_lm
@@ -64,9 +64,9 @@ def test_same_model(model):
     config, params, path = model
     found, weights, _ = load_lm(path, jnp.float32)
     assert (found.tied, found.qk_norm, found.rope_theta) == (True, False, config.rope_theta)
-    embeds = qwen3.embed_text(params, jnp.arange(10)[None])
+    embeds = decoder.embed_text(params, jnp.arange(10)[None])
     np.testing.assert_allclose(
-        qwen3.logits(found, weights, embeds), qwen3.logits(config, params, embeds), atol=1e-5
+        decoder.logits(found, weights, embeds), decoder.logits(config, params, embeds), atol=1e-5
     )
 
 
@@ -97,7 +97,7 @@ def test_smollm2_perplexity():
 
     config, params, tokenizer = load_lm(fetch_lm(), jnp.float32)
     ids = jnp.array(tokenizer.encode(PARAGRAPH))
-    logits = qwen3.logits(config, params, qwen3.embed_text(params, ids)[None])[0, :-1]
+    logits = decoder.logits(config, params, decoder.embed_text(params, ids)[None])[0, :-1]
     nll = jax.nn.logsumexp(logits, axis=-1) - logits[jnp.arange(len(ids) - 1), ids[1:]]
     np.testing.assert_allclose(np.exp(nll.mean()), 20.4087, atol=2e-3)
 

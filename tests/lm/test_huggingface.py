@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from llmcodec_jax.lm import huggingface, qwen3, vocab
+from llmcodec_jax.lm import decoder, huggingface, qwen3, vocab
 from llmcodec_jax.lm.load import load_lm
 from llmcodec_jax.lm.tokenizer import TextTokenizer
 from llmcodec_jax.lm.weights import digest
@@ -66,8 +66,8 @@ def test_merged_vocabulary(tmp_path, name, tokenizer):
     table = weights["embed"]["embedding"]
     np.testing.assert_array_equal(table[:70], params["embed"]["embedding"][:70])
     np.testing.assert_array_equal(table[70:], rows)
-    full_head = qwen3.head_rows(merged, weights)
-    np.testing.assert_array_equal(full_head[:70], qwen3.head_rows(config, params)[:70])
+    full_head = decoder.head_rows(merged, weights)
+    np.testing.assert_array_equal(full_head[:70], decoder.head_rows(config, params)[:70])
     np.testing.assert_array_equal(full_head[70:], head)
     body = {name: value for name, value in params.items() if name in ("blocks", "norm")}
     assert digest(body) == digest({name: weights[name] for name in body})

@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
+from llmcodec_jax.lm import decoder
 from llmcodec_jax.lm import heads as lm_heads
-from llmcodec_jax.lm import qwen3
 from llmcodec_jax.lm.config import LMConfig
 from llmcodec_jax.losses.ftp import ftp_loss, fused_linear_cross_entropy, future_labels
 
@@ -88,12 +88,12 @@ def test_losses_add_up_over_micro_batches():
 def read(params, begin, embeds):
     """hidden[:, t] after the begin position and codes < t, as the trainer builds it."""
     first = jnp.broadcast_to(begin, (embeds.shape[0], 1, embeds.shape[2]))
-    return qwen3.forward(CONFIG, params, jnp.concatenate([first, embeds], axis=1)).hidden[:, :-1]
+    return decoder.forward(CONFIG, params, jnp.concatenate([first, embeds], axis=1)).hidden[:, :-1]
 
 
 def test_no_leak():
     """The loss at t has no gradient into the embedding of code t or later, and some into t-1."""
-    params = qwen3.init_params(CONFIG, jax.random.key(0))
+    params = decoder.init_params(CONFIG, jax.random.key(0))
     params = jax.tree.map(lambda x: x * 5 if x.ndim > 1 else x, params)
     keys = jax.random.split(jax.random.key(1), 3)
     embeds = jax.random.normal(keys[0], (1, 8, CONFIG.width))
@@ -101,7 +101,7 @@ def test_no_leak():
     codes = jax.random.randint(keys[2], (1, 8), 0, 20)
 
     def loss_at(embeds, frame):
-        hidden = read(params, qwen3.embed_text(params, jnp.array(0)), embeds)
+        hidden = read(params, decoder.embed_text(params, jnp.array(0)), embeds)
         labels, valid = future_labels(codes, jnp.ones((1, 8), bool), 1)
         only = valid & (jnp.arange(8) == frame)
         return fused_linear_cross_entropy(hidden, heads, labels, only)[0].sum()
@@ -116,11 +116,11 @@ def test_no_leak():
 def test_head_k_learns_offset_k():
     """On a periodic stream every head finds its own offset, through the frozen model."""
     period = 7
-    params = qwen3.init_params(CONFIG, jax.random.key(0))
+    params = decoder.init_params(CONFIG, jax.random.key(0))
     table = jax.random.normal(jax.random.key(1), (period, CONFIG.width))
     start = jax.random.randint(jax.random.key(2), (8, 1), 0, period)
     codes = (start + jnp.arange(20)) % period
-    hidden = read(params, qwen3.embed_text(params, jnp.array(0)), table[codes])
+    hidden = read(params, decoder.embed_text(params, jnp.array(0)), table[codes])
     mask = jnp.ones(codes.shape, bool)
     heads = lm_heads.start_from(table, HORIZONS)
     adam = optax.adam(0.05)

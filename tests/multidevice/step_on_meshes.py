@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmcodec_jax.lm.qwen3 import init_params
+from llmcodec_jax.lm.decoder import init_params
 from llmcodec_jax.training import sharding
 from llmcodec_jax.training.optim import path_name
 from llmcodec_jax.training.state import init_state

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llmcodec_jax.lm import qwen3
+from llmcodec_jax.lm import decoder, qwen3
 from llmcodec_jax.lm.generate import generate
 
 DATA = Path(__file__).parent / "data" / "lm"
@@ -22,16 +22,16 @@ TOLERANCE = 2e-4
 def test_qwen3_values():
     config, params = qwen3.load_qwen3(DATA / "qwen3_tied", jnp.float32)
     golden = np.load(DATA / "qwen3_tied" / "io.npz")
-    embeds = qwen3.embed_text(params, golden["input_ids"])
+    embeds = decoder.embed_text(params, golden["input_ids"])
     lengths = jnp.asarray(golden["attention_mask"].sum(axis=1))
 
     def close(ours, name):
         np.testing.assert_allclose(ours, golden[name], atol=TOLERANCE)
 
-    close(qwen3.hidden_states(config, params, embeds), "hidden_ids")
-    close(qwen3.logits(config, params, embeds), "logits_ids")
-    close(qwen3.logits(config, params, golden["inputs_embeds"]), "logits_embeds")
-    close(qwen3.hidden_states(config, params, embeds, lengths), "hidden_masked")
+    close(decoder.hidden_states(config, params, embeds), "hidden_ids")
+    close(decoder.logits(config, params, embeds), "logits_ids")
+    close(decoder.logits(config, params, golden["inputs_embeds"]), "logits_embeds")
+    close(decoder.hidden_states(config, params, embeds, lengths), "hidden_masked")
 
 
 def test_qwen3_gradient():
@@ -39,7 +39,7 @@ def test_qwen3_gradient():
     golden = np.load(DATA / "qwen3_tied" / "io.npz")
 
     def total(embeds):
-        return jax.nn.logsumexp(qwen3.logits(config, params, embeds), axis=-1).sum()
+        return jax.nn.logsumexp(decoder.logits(config, params, embeds), axis=-1).sum()
 
     gradient = jax.grad(total)(jnp.asarray(golden["inputs_embeds"]))
     np.testing.assert_allclose(gradient, golden["grad_embeds_logsumexp"], atol=TOLERANCE)
@@ -49,14 +49,14 @@ def test_qwen3_gradient():
 def test_family(name):
     config, params = qwen3.load_qwen3(DATA / name, jnp.float32)
     golden = np.load(DATA / name / "io.npz")
-    embeds = qwen3.embed_text(params, golden["ids"])
+    embeds = decoder.embed_text(params, golden["ids"])
     lengths = jnp.asarray(golden["lengths"])
-    states = qwen3.hidden_states(config, params, embeds, lengths)
+    states = decoder.hidden_states(config, params, embeds, lengths)
     np.testing.assert_allclose(states, golden["hidden"], atol=TOLERANCE)
     valid = jnp.arange(embeds.shape[1]) < lengths[:, None]
 
     def total(embeds):
-        logits = qwen3.logits(config, params, embeds, lengths)
+        logits = decoder.logits(config, params, embeds, lengths)
         return jnp.sum(valid * jax.nn.logsumexp(logits, axis=-1)), logits
 
     gradient, logits = jax.grad(total, has_aux=True)(embeds)
@@ -68,7 +68,7 @@ def test_family(name):
 def test_greedy_generation(name):
     config, params = qwen3.load_qwen3(DATA / name, jnp.float32)
     golden = np.load(DATA / name / "io.npz")
-    table, head = params["embed"]["embedding"], qwen3.head_rows(config, params)
+    table, head = params["embed"]["embedding"], decoder.head_rows(config, params)
     prompt = jnp.pad(table[golden["ids"][:1]], ((0, 0), (0, 3), (0, 0)), constant_values=9.0)
     ids = generate(
         config, params, prompt, jnp.array([13]), len(golden["greedy"]), embedding=table, head=head

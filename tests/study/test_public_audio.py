@@ -6,12 +6,12 @@ import struct
 import numpy as np
 import pytest
 import soundfile
-from conftest import tone
 
 from llmcodec_jax import audio
 from llmcodec_jax.data import embedded
 from llmcodec_jax.study import public_audio
 from llmcodec_jax.study.material import find_sources
+from tests.data.conftest import tone
 from tests.data.test_data_embedded import sound_packages, write_g722
 
 

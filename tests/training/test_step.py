@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from llmcodec_jax.lm.qwen3 import init_params
+from llmcodec_jax.lm.decoder import init_params
 from llmcodec_jax.training.gradients import batch_counts
 from llmcodec_jax.training.method import Method
 from llmcodec_jax.training.schedules import NEVER, Phase

@@ -1,0 +1,54 @@
+"""What every evaluation reports: means, intervals, JSON without NaN."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+
+class EvaluationError(ValueError):
+    """Inputs that cannot be compared; the message names the file and the fix."""
+
+
+def summarise_columns(rows: Iterable[dict[str, float | None]]) -> dict:
+    """{"mean", "interval"} of every named value over rows; null values take no part."""
+    rows = list(rows)
+    return {"mean": means(rows), "interval": intervals(rows)}
+
+
+def means(rows: Iterable[dict]) -> dict[str, float | None]:
+    return {name: defined(np.mean(v) if v else math.nan) for name, v in columns(rows).items()}
+
+
+def intervals(rows: Iterable[dict]) -> dict[str, float | None]:
+    return {
+        name: defined(1.96 * np.std(v, ddof=1) / math.sqrt(len(v)) if len(v) > 1 else math.nan)
+        for name, v in columns(rows).items()
+    }
+
+
+def columns(rows: Iterable[dict]) -> dict[str, list[float]]:
+    """Metric -> its defined values."""
+    columns: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in row.items():
+            columns.setdefault(name, []).extend([] if value is None else [value])
+    return columns
+
+
+def defined(value: float) -> float | None:
+    """JSON has no NaN: an undefined value is null."""
+    return float(value) if math.isfinite(value) else None
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Writes JSON atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    os.replace(partial, path)
