@@ -1,4 +1,4 @@
-"""The paper's scale: AUV fine-tuned under frozen Qwen3-4B on LibriSpeech, 25k steps (SPEC 7).
+"""The paper's scale: AUV fine-tuned under frozen Qwen3-4B on LibriSpeech, 25k steps (method.md 7).
 
 Every option of every run stands here with its default and its meaning; the other configs change
 what they must. Override on the command line with --config.section.field=value.
@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     c.discriminators = discriminators()
     c.lm = lm()
 
-    c.bridge = ConfigDict()  # how codec latents become LM inputs (SPEC 3)
+    c.bridge = ConfigDict()  # how codec latents become LM inputs (method.md 3)
     c.bridge.logits = "projection"  # the paper's W z + b; "native" uses the quantiser's own space
     c.bridge.mode = "gumbel"  # "gumbel", "ste" (no noise), "detach" (no LM gradient to the codec)
     # native: logits = -(squared cosine distance) / scale. Neighbouring codes are about 0.02 apart;

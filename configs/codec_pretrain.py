@@ -1,4 +1,4 @@
-"""A base codec from scratch: several domains, nested partitions, adversarial, no LM (SPEC 1).
+"""A base codec from scratch: several domains, nested partitions, adversarial, no LM (method.md 1).
 
 The result is what configs/base.py fine-tunes: --config.init=runs/codec_pretrain. Name your own
 audio in `data.sources`: each entry is (source, weight, domain).

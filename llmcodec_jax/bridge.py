@@ -1,4 +1,4 @@
-"""The bridge (SPEC 3): how the language model's gradient crosses the discrete codes.
+"""The bridge (method.md 3): how the language model's gradient crosses the discrete codes.
 
 Forward, every frame picks one code from `logits` and the LM reads that code's embedding row.
 Backward, the pick is treated as softmax((logits + noise) / tau) @ embedding:

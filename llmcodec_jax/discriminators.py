@@ -1,7 +1,7 @@
-"""Waveform discriminators: multi-period and multi-scale (SPEC 6), 33.2 M and 101.4 M parameters.
+"""Waveform discriminators (method.md 6): multi-period, 33.2 M parameters; multi-scale, 101.4 M.
 
-Plain convolutions, as in the published model (no weight norm; the parameter counts of SPEC 6 are
-those of plain ones). Their start is He-scaled rather than the published N(0, 0.01), under which
+Plain convolutions, as in the published model (no weight norm: its parameter counts are those of
+plain ones). Their start is He-scaled rather than the published N(0, 0.01), under which
 the multi-period logits start at 1e-6 of the signal and a narrow model never leaves zero.
 """
 

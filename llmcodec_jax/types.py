@@ -35,7 +35,7 @@ class CodecOutput:
     codes: jax.Array  # int32 [B, T], or [B, T, Q] with Q residual levels; 0 on padded frames
     quantised: jax.Array  # [B, T, D], after the out projection, straight-through to the encoder
     query: jax.Array  # float32 [B, T, d], first level's L2-normalised search vectors
-    vq_loss: jax.Array  # float32 [B], mean over the clip's valid frames (SPEC 1)
+    vq_loss: jax.Array  # float32 [B], mean over the clip's valid frames (method.md 1)
     frame_mask: jax.Array  # bool [B, T], True on valid frames
 
 

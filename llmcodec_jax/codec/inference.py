@@ -1,4 +1,4 @@
-"""The codec in daily use: any audio in, tokens out, and back (DESIGN, public surface).
+"""The codec in daily use: any audio in, tokens out, and back.
 
 Clips are padded to one of a few lengths so that compilations stay few: `len(BUCKETS)` programs to
 encode and as many to decode. Audio longer than the last bucket goes through overlapping windows.

@@ -1,4 +1,4 @@
-"""The factorised quantiser: search in a few dimensions, one or more residual levels (SPEC 1)."""
+"""The factorised quantiser: search in few dimensions, one or more residual levels (method.md 1)."""
 
 from __future__ import annotations
 

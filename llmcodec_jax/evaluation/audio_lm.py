@@ -77,7 +77,7 @@ def pretrained(path: str | Path, vocabulary: int, levels: int, key: jax.Array) -
     """A text model with LoRA on all linear layers and fresh audio rows.
 
     The rows start from the text rows' distribution for every codec, never from rows that one
-    codec was trained with: that head start is what confounds published comparisons (SPEC 8).
+    codec was trained with: that head start is what confounds published comparisons (method.md 8).
     """
     config, body, tokenizer = load_lm(path, jnp.float32)
     row_key, head_key, lora_key = jax.random.split(key, 3)

@@ -1,4 +1,4 @@
-"""The six Codec-SUPERB metrics of one pair of clips, as the benchmark defines them (SPEC 8).
+"""The six Codec-SUPERB metrics of one pair of clips, as the benchmark defines them (method.md 8).
 
 Everything here is numpy on the host: it scores files, it trains nothing. Clips are float32
 [channels, samples]; channels are scored apart and averaged. A value that is not defined (PESQ

@@ -1,4 +1,4 @@
-"""The one protocol under which token language models are compared (SPEC 8)."""
+"""The one protocol under which token language models are compared (method.md 8)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Codec-SUPERB over folders: parallel, resumable, per clip, category and overall (SPEC 8)."""
+"""Codec-SUPERB over folders: parallel, resumable, per clip, category and overall (method.md 8)."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def score_clip(clip: Clip, estimate: Coded | None, optional: tuple[str, ...]) ->
 
 
 def codec_coder(codec) -> Callable[[Path], Coded]:
-    """The benchmark's way through a codec, as a function of a file (SPEC 8).
+    """The benchmark's way through a codec, as a function of a file (method.md 8).
 
     Mono, resampled to the codec's rate, coded, cut to the input's length, resampled back.
     """

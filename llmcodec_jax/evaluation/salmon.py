@@ -1,4 +1,4 @@
-"""SALMon: does a language model over a codec's tokens prefer coherent audio? (SPEC 8)
+"""SALMon: does a language model over a codec's tokens prefer coherent audio? (method.md 8)
 
 A part is a folder of `sample_INDEX_*.wav`; of the two files of an index the first by name is the
 coherent one. The official parts and any of `evaluation.suite` are read alike.

@@ -1,4 +1,4 @@
-"""How predictable are a codec's tokens? One protocol for every codec (SPEC 8).
+"""How predictable are a codec's tokens? One protocol for every codec (method.md 8).
 
 Every codec's language model takes the same number of steps on the same stretches of the same
 clips in the same order, from the same start, with a softmax over audio codes only. Several seeds
@@ -105,8 +105,8 @@ def measure(
 def measure_with_rows_of(donor: AudioLM, streams: Streams, protocol: Protocol) -> dict:
     """`measure` of a small LM whose audio rows are a trained one's, the rest fresh.
 
-    What published comparisons give to their own codec alone (SPEC 8): on the tokens that `donor`
-    learned, the difference from `measure` is worth nothing but the start.
+    What published comparisons give to their own codec alone (method.md 8): on the tokens that
+    `donor` learned, the difference from `measure` is worth nothing but the start.
     """
 
     def make(key: jax.Array) -> AudioLM:

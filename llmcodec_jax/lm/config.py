@@ -57,7 +57,7 @@ class LMConfig:
 
     @property
     def aligned_layers(self) -> tuple[int, int]:
-        """[start, stop) of the layers SPEC 5 aligns: L/3 <= l < floor(0.8 L); 36 -> (12, 28)."""
+        """[start, stop) of the aligned layers: L/3 <= l < floor(0.8 L); 36 -> (12, 28)."""
         return math.ceil(self.layers / 3), max(int(0.8 * self.layers), math.ceil(self.layers / 3))
 
 

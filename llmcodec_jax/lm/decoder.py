@@ -1,4 +1,4 @@
-"""The decoder language model (SPEC 2): Qwen3 and the Llama family, as Flax modules.
+"""The decoder language model (method.md 2): Qwen3 and the Llama family, as Flax modules.
 
 The modules hold the mathematics; the functions below them are what other rooms call. All of
 them take `(config, params, ...)` with `params` a plain tree of stacked layers:
@@ -228,7 +228,7 @@ def forward(
     lora: LoRA | None = None,
     dropout_key: jax.Array | None = None,
 ) -> LMOutput:
-    """The training pass: final states, and residual states at one position per item (SPEC 5).
+    """The training pass: final states, and residual states at one position per item (method.md 5).
 
     embeds [B, T, H]; lengths [B] valid positions (None: T). `pool_layers` [start, stop) counts
     like `hidden_states` (0 is the input); `pool_position` int [B] defaults to the last valid

@@ -1,4 +1,4 @@
-"""Future-token heads (SPEC 4): K bias-free maps from the LM's state to the next K codes."""
+"""Future-token heads (method.md 4): K bias-free maps from the LM's state to the next K codes."""
 
 from __future__ import annotations
 

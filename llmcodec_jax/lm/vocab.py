@@ -1,4 +1,4 @@
-"""The audio vocabulary (SPEC 2): trainable rows `<CODEC_0>`... beside frozen text rows.
+"""The audio vocabulary (method.md 2): trainable rows `<CODEC_0>`... beside frozen text rows.
 
 The audio rows are arrays of their own, never slices of the text table, so that training
 cannot touch a text row; `lm.huggingface.export` merges the two.

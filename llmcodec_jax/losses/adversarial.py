@@ -1,4 +1,4 @@
-"""Both players' adversarial losses (SPEC 6), as functions of feature lists and masks only.
+"""Both players' adversarial losses (method.md 6), as functions of feature lists and masks only.
 
 `features` and `masks` are what `discriminators.Discriminators` returns: one list of [B, T', C]
 maps per sub-discriminator, the last map being logits, with bool masks [B, T']. Each loss is

@@ -1,4 +1,4 @@
-"""Semantic alignment (SPEC 5): audio states drawn to their transcript's, away from others'.
+"""Semantic alignment (method.md 5): audio states drawn to their transcript's, away from others'.
 
 The bank of negatives is functional state: `enqueue` returns a new one. Each aligned layer has
 its own states, every utterance one slot. Written over global arrays, so that one device and

@@ -1,4 +1,4 @@
-"""Future-token prediction (SPEC 4) with a fused linear cross-entropy.
+"""Future-token prediction (method.md 4) with a fused linear cross-entropy.
 
 Head k reads the LM state that has seen codes < t and predicts code t + k - 1. With K heads
 and V codes the logits would be [B, T, K, V]; here they exist for one head and a few frames at

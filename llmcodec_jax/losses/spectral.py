@@ -1,4 +1,4 @@
-"""Spectral losses between two waveforms (SPEC 6): log-mel and STFT distances, in float32.
+"""Spectral losses between two waveforms (method.md 6): log-mel and STFT distances, in float32.
 
 All take `reference` and `estimate` float [B, N] and optional `lengths` int [B]: samples past a
 clip's length are padding and change nothing, so a padded clip scores what the bare clip scores.

@@ -84,8 +84,8 @@ def overlap_add(frames: jax.Array, hop: int) -> jax.Array:
 def mel_filterbank(sample_rate: int, n_fft: int, bands: int, scale: str = "htk") -> np.ndarray:
     """Triangular mel filters, float32 [n_fft // 2 + 1, bands], 0 Hz to Nyquist.
 
-    `scale="htk"`: HTK scale, peak 1 (the training losses, SPEC 6). `scale="slaney"`: Slaney
-    scale and area normalisation (librosa's default, the Codec-SUPERB metrics, SPEC 8).
+    `scale="htk"`: HTK scale, peak 1 (the training losses, method.md 6). `scale="slaney"`: Slaney
+    scale and area normalisation (librosa's default, the Codec-SUPERB metrics, method.md 8).
     """
     import librosa
 

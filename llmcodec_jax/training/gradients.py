@@ -38,7 +38,7 @@ def weighted_total(losses: Losses, weights: dict, counts: dict) -> jax.Array:
 
 
 def step_weights(method: Method, step) -> dict:
-    """name -> weight of every loss at a step, FTP split over its horizons (SPEC 4)."""
+    """name -> weight of every loss at a step, FTP split over its horizons (method.md 4)."""
     weights = method.weights.at(step, method.schedule)
     ftp = weights.pop("ftp")
     if method.lm:
@@ -82,7 +82,7 @@ def run_codec(method: Method, params, batch_stats, batch: Batch, train: bool):
 
 
 def _encode_jittered(method: Method, params, batch_stats, batch: Batch, key):
-    """The LM branch's own look at the audio, shifted by a few samples (SPEC 4)."""
+    """The LM branch's own look at the audio, shifted by a few samples (method.md 4)."""
     output, _ = method.codec.apply(
         {"params": params, "batch_stats": batch_stats},
         shift(batch.wav, key, method.bridge.jitter),

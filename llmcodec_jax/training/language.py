@@ -40,7 +40,7 @@ def shift(wav: jax.Array, key, limit: int) -> jax.Array:
 
 
 def noisy_labels(codes: jax.Array, key, share: float, codebook_size: int) -> jax.Array:
-    """Replaces a share of the labels by uniform random codes (SPEC 4)."""
+    """Replaces a share of the labels by uniform random codes (method.md 4)."""
     where_key, code_key = jax.random.split(key)
     replaced = jax.random.bernoulli(where_key, share, codes.shape)
     return jnp.where(replaced, jax.random.randint(code_key, codes.shape, 0, codebook_size), codes)

@@ -21,7 +21,7 @@ CODECS = {"auv": AUV}
 
 @dataclasses.dataclass(frozen=True)
 class Bridge:
-    """How codec latents become LM inputs (SPEC 3)."""
+    """How codec latents become LM inputs (method.md 3)."""
 
     logits: str = "native"  # "native": cosine space of the quantiser; "projection": W z + b
     mode: str = "gumbel"  # "gumbel", "ste" (no noise) or "detach" (no gradient to the codec)
@@ -43,7 +43,7 @@ class Bridge:
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModel:
-    """The frozen LM's role in training (SPEC 2, 4, 5)."""
+    """The frozen LM's role in training (method.md 2, 4, 5)."""
 
     config: LMConfig  # architecture
     begin_token: int = 0  # text token whose frozen embedding opens every audio sequence
@@ -71,7 +71,7 @@ class Method:
     adversarial_kind: str = "hinge"  # or "lsgan"
     r1_every: int = 16  # steps between gradient penalties, weighted up by as much
     accumulate: int = 1  # micro-batches per update
-    train_norm: bool = False  # BatchNorm learns (from scratch) or keeps its statistics (SPEC 1)
+    train_norm: bool = False  # BatchNorm learns (from scratch) or keeps its statistics
     use_domains: bool = False  # limit the code search to each clip's domain partition
     revive_every: int = 0  # steps between revivals of dead codes; 0 never (fine-tuning)
     revive_below: float = 0.02  # a code is dead below this share of its fair share 1 / V

@@ -1,4 +1,4 @@
-"""One optimiser group per part of the model; every parameter belongs to exactly one (SPEC 7)."""
+"""One optimiser group per part; every parameter belongs to exactly one (method.md 7)."""
 
 from __future__ import annotations
 

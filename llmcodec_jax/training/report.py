@@ -1,4 +1,4 @@
-"""report.html of a run: what was learned, to look at and to listen to (DESIGN)."""
+"""report.html of a run: what was learned, to look at and to listen to."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What happens when: pure functions of the step (SPEC 7).
+"""What happens when: pure functions of the step (method.md 7).
 
 Every start and ramp is a fraction of `total_steps`, so a run of any length passes through the
-same phases and no horizon can outlive the run (DESIGN, defect 8).
+same phases and no horizon can outlive the run.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Schedule:
         return last + (first - last) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
 
     def temperature(self, step):
-        """Bridge temperature, annealed from the LM's own start (DESIGN, defect 6)."""
+        """Bridge temperature, annealed from the LM's own start."""
         first, last = self.temperature_start, self.temperature_end
         if self.temperature_shape == "cosine":
             return self.cosine(step, first, last, self.lm_start, self.temperature_steps)
@@ -98,7 +98,7 @@ class Schedule:
         """Share of the LM losses' gradient that passes from the bridge into the codec.
 
         Heads and embeddings learn from `lm_start` at full weight while the codec is spared;
-        the gate is how "FTP ramps to 0.2" (SPEC 7) without starving them.
+        the gate is how "FTP ramps to 0.2" (method.md 7) without starving them.
         """
         return self.ramp(step, self.ftp_start, self.ftp_ramp)
 
@@ -115,7 +115,7 @@ class Schedule:
 
 @dataclasses.dataclass(frozen=True)
 class LossWeights:
-    """Weights of the objectives (SPEC 3-7). A weight of 0 removes the term."""
+    """Weights of the objectives (method.md 3-7). A weight of 0 removes the term."""
 
     mel: float = 1.5  # falls by a cosine to mel_final over the run
     mel_final: float = 0.75

@@ -78,7 +78,7 @@ def gather_gradients(
 
 
 def penalise(method: Method, state: TrainState, batch: Batch, gradients: dict) -> tuple[dict, dict]:
-    """Adds the lazy R1 penalty's gradient every `r1_every` steps (SPEC 6)."""
+    """Adds the lazy R1 penalty's gradient every `r1_every` steps (method.md 6)."""
     every = method.r1_every
     key = stream(jax.random.wrap_key_data(state.key), state.step, "r1")
 
@@ -137,7 +137,7 @@ def train_step(
 ) -> tuple[TrainState, dict]:
     """One update of both players -> (next state, scalar metrics).
 
-    A step with a non-finite loss or gradient changes nothing but the counters (DESIGN).
+    A step with a non-finite loss or gradient changes nothing but the counters.
     """
     gradients, batch_stats = gather_gradients(method, phase, state, lm_params, batch)
     labels = assign(state.params, method.groups)

@@ -1,4 +1,4 @@
-"""Start rows of the audio vocabulary (SPEC 2)."""
+"""Start rows of the audio vocabulary (method.md 2)."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The codec against values of the published code (SPEC 9): seeded weights, float32."""
+"""The codec against values of the published code (method.md 9): seeded weights, float32."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Spectral losses against values computed by the published code (SPEC 9, losses_*)."""
+"""Spectral losses against values computed by the published code (method.md 9, losses_*)."""
 
 import json
 from pathlib import Path

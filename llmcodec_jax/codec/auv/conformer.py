@@ -1,4 +1,4 @@
-"""The Conformer stack of encoder and decoder (SPEC 1).
+"""The Conformer stack of encoder and decoder (method.md 1).
 
 One layer: half a feed-forward, attention, convolution, half a feed-forward, a norm. The residual
 stream is float32; the branches compute in `dtype`. Layers are scanned: every parameter carries a
@@ -117,7 +117,7 @@ class Attention(nn.Module):
 class BatchNorm(nn.Module):
     """BatchNorm over valid frames; `train` decides between the batch's statistics and the stored.
 
-    Fine-tuning keeps `train=False`: pretrained statistics must not drift (SPEC 1).
+    Fine-tuning keeps `train=False`: pretrained statistics must not drift (method.md 1).
     """
 
     @nn.compact

@@ -1,4 +1,4 @@
-"""AUV: audio, Conformer encoder, factorised quantiser, Conformer decoder, audio (SPEC 1)."""
+"""AUV: audio, Conformer encoder, factorised quantiser, Conformer decoder, audio (method.md 1)."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class AUV(nn.Module):
         """wav [B, N], N a multiple of hop; wav_length int [B] or None (all N) -> CodecOutput.
 
         Each clip is taken as zero-padded to whole frames and carries its own reflected margins,
-        so its codes never depend on its companions or its padding (SPEC 1).
+        so its codes never depend on its companions or its padding (method.md 1).
         """
         if wav.shape[1] % self.hop:
             raise ValueError(f"{wav.shape[1]} samples are not a multiple of hop {self.hop}")

@@ -1,4 +1,4 @@
-"""The codec's two ends: audio to spectral features, and spectra back to audio (SPEC 1)."""
+"""The codec's two ends: audio to spectral features, and spectra back to audio (method.md 1)."""
 
 from __future__ import annotations
 
