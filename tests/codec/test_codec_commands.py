@@ -119,12 +119,12 @@ def test_long_files_are_streamed(tmp_path, small, monkeypatch):
     whole = codec.encode(encode.read(tmp_path / "long.wav", 16_000))
     monkeypatch.setattr(encode, "LONG", 10)
     monkeypatch.setattr(encode, "BLOCK", 1.7)
-    work = encode.corpus.plan(tmp_path / "long.wav", tmp_path, ".npz", (".wav",), False)
+    work = encode.jobs.plan(tmp_path / "long.wav", tmp_path, ".npz", (".wav",), False)
     encode.encode_corpus(codec, work)
     coded = tokens.read(tmp_path / "long.npz")
     assert coded.num_samples == 320_123
     np.testing.assert_array_equal(coded.codes, whole)
-    work = encode.corpus.plan(tmp_path / "long.npz", tmp_path / "out", ".wav", (".npz",), False)
+    work = encode.jobs.plan(tmp_path / "long.npz", tmp_path / "out", ".wav", (".npz",), False)
     decode.decode_corpus(codec, work)
     wav, _ = soundfile.read(tmp_path / "out/long.wav", dtype="float32")
     expected = codec.decode(whole)[:320_123]
@@ -192,9 +192,9 @@ def round_trip(folder, small_folder, count, seconds):
             data = path.read_bytes()
             path.write_bytes(data[:20] if index % 40 == 7 else b"\0" * len(data))
     codec = llmcodec_jax.load_codec(small_folder)
-    coding = encode.corpus.plan(source, folder / "coded", ".npz", (".wav",), False)
+    coding = encode.jobs.plan(source, folder / "coded", ".npz", (".wav",), False)
     encode.encode_corpus(codec, coding)
-    decoding = encode.corpus.plan(folder / "coded", folder / "audio", ".wav", (".npz",), False)
+    decoding = encode.jobs.plan(folder / "coded", folder / "audio", ".wav", (".npz",), False)
     decode.decode_corpus(codec, decoding)
     assert codec.compilations <= 8
     assert {name for name in bad if any(name in f for f in coding.failures)} == bad
