@@ -25,7 +25,7 @@ def load_codec(codec: str | Path, dtype: str = "float32", batch_size: int | None
     `.safetensors` export or a published `.pt`.
     `dtype`: of matrix products, "float32" or "bfloat16"; the code search stays float32.
     `batch_size`: clips computed at once; by default 1 on CPUs, 8 on accelerators.
-    Raises FileNotFoundError, `torch_file.TorchFileError` or `published.LayoutError` naming the
+    Raises FileNotFoundError, `torch_file.TorchFileError` or `layout.LayoutError` naming the
     file and what is wrong with it.
     """
     from llmcodec_jax.codec import inference

@@ -13,10 +13,10 @@ from pathlib import Path
 
 def convert_auv(source: Path, output: Path, dtype: str) -> None:
     """Any CODEC (published .pt, .safetensors, run, folder) -> a converted folder."""
-    from llmcodec_jax.codec.auv.published import load_auv_variables
+    from llmcodec_jax.codec import store
     from llmcodec_jax.codec.store import save_codec_folder
 
-    codec, variables = load_auv_variables(source)
+    codec, variables = store.load(source)
     save_codec_folder(output, codec, variables, dtype)
     print(f"{output}: {codec}")
 

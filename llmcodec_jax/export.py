@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import orbax.checkpoint as ocp
 
-from llmcodec_jax.codec.auv.published import load_auv_variables
+from llmcodec_jax.codec import store
 from llmcodec_jax.codec.store import save_safetensors, save_torch
 from llmcodec_jax.data.embedded import lm_path
 from llmcodec_jax.lm import huggingface
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
             export_language_model(args.run, args.output)
         else:
             write = {"auv": save_torch, "safetensors": save_safetensors}[args.format]
-            write(args.output, *load_auv_variables(args.run))
+            write(args.output, *store.load(args.run))
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
     print(args.output)

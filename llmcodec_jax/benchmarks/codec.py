@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llmcodec_jax.codec import store
 from llmcodec_jax.codec.auv.model import AUV
-from llmcodec_jax.codec.auv.published import load_auv_variables
 
 
 def measure(codec: AUV, variables, batch: int, seconds: float, repeats: int) -> dict[str, float]:
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     args = parser.parse_args(argv)
     if args.codec:
-        codec, variables = load_auv_variables(args.codec)
+        codec, variables = store.load(args.codec)
         codec = codec.clone(dtype=args.dtype)
     else:
         codec = AUV(dtype=args.dtype)

@@ -13,10 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmcodec_jax import audio
-from llmcodec_jax.codec import windows
-from llmcodec_jax.codec.auv.model import AUV
-from llmcodec_jax.codec.auv.published import load_auv_variables
+from llmcodec_jax import audio, types
+from llmcodec_jax.codec import store, windows
 
 BUCKETS = (100, 300, 750, 1500)
 """Padded lengths in frames; at 50 Hz 2, 6, 15 and 30 s."""
@@ -31,7 +29,7 @@ class Codec:
 
     def __init__(
         self,
-        module: AUV,
+        module: types.Codec,
         variables: dict,
         batch_size: int | None = None,
         buckets: Sequence[int] = BUCKETS,
@@ -203,5 +201,5 @@ class Codec:
 
 def load(path: str | Path, dtype: str = "float32", batch_size: int | None = None) -> Codec:
     """CODEC path -> Codec (see `llmcodec_jax.load_codec`)."""
-    module, variables = load_auv_variables(path)
+    module, variables = store.load(path)
     return Codec(module.clone(dtype=dtype, remat=False), variables, batch_size)

@@ -143,16 +143,17 @@ class ResidualQuantizer(nn.Module):
             for _ in range(self.levels)
         ]
 
-    def __call__(self, latent, mask, bounds=None, train: bool = False):
-        """latent [B, T, D] -> (quantised [B, T, D], codes [B, T] or [B, T, Q], first level's
-        query [B, T, d], loss [B] summed over levels)."""
+    def __call__(self, latent, mask, bounds=None, train: bool = False, levels: int | None = None):
+        """latent [B, T, D] -> (quantised [B, T, D], codes [B, T] or [B, T, Q], each level's
+        query [B, T, Q, d], loss [B] summed over levels); `levels`: only that many of them."""
         residual, quantised, loss, codes, queries = latent, 0.0, 0.0, [], []
-        for level in self.level:
+        for level in self.level[:levels]:
             part, code, query, level_loss = level(residual, mask, bounds, train)
             residual, quantised, loss = residual - part, quantised + part, loss + level_loss
             codes.append(code)
             queries.append(query)
-        return quantised, codes[0] if self.levels == 1 else jnp.stack(codes, -1), queries[0], loss
+        codes = codes[0] if self.levels == 1 else jnp.stack(codes, -1)
+        return quantised, codes, jnp.stack(queries, axis=2), loss
 
     def lookup(self, codes: jax.Array) -> jax.Array:
         """codes [B, T] or [B, T, Q] (fewer levels are allowed) -> quantised [B, T, D]."""

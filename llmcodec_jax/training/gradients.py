@@ -114,7 +114,7 @@ def codec_forward(method: Method, phase: Phase, state: TrainState, lm_params, ba
             if method.bridge.jitter:
                 jitter_key = stream(key, step, "jitter")
                 output = _encode_jittered(method, codec, batch_stats, batch, jitter_key)
-            table = method.codec.apply({"params": codec}, method="search_table")
+            table = method.codec.apply({"params": codec}, method="search").table
             spoken, text = language_losses(
                 method,
                 params,
@@ -137,8 +137,7 @@ def codec_forward(method: Method, phase: Phase, state: TrainState, lm_params, ba
 
 def code_histogram(output: CodecOutput, codebook_size: int) -> jax.Array:
     """How often each first-level code occurs on valid frames, float32 [V]."""
-    codes = output.codes if output.codes.ndim == 2 else output.codes[..., 0]
-    return code_counts(codes, output.frame_mask, codebook_size)
+    return code_counts(output.level(0).codes, output.frame_mask, codebook_size)
 
 
 def adversarial_players(method: Method, state: TrainState, batch: Batch, fake, counts):

@@ -85,10 +85,16 @@ def read_text(method: Method, lm_params, batch: Batch) -> TextStates:
     )
 
 
+def what_the_lm_reads(output: CodecOutput) -> CodecOutput:
+    """The single stream of codes [B, T] and queries [B, T, 1, d] that the LM is shown and asked
+    to predict: a residual codec's first level. The only place that knows of levels."""
+    return output.level(0)
+
+
 def search_logits(method: Method, params, table, output: CodecOutput, gate):
     """Codec output -> (query, weight, bias) of the bridge's logits; `gate` scales its gradient."""
     if method.bridge.logits == "native":
-        query, *rest = bridging.native_logits(output.query, table, method.bridge.scale)
+        query, *rest = bridging.native_logits(output.query[:, :, 0], table, method.bridge.scale)
     else:
         query, *rest = bridging.projection_logits(output.quantised, params["bridge"])
     return scale_gradient(query, gate), *rest
@@ -152,12 +158,13 @@ def language_losses(
 ) -> tuple[Losses, TextStates | None]:
     """All objectives of the LM branch, and the text states for the bank.
 
-    `table` is the codec's `search_table()` [V, d]; `code_share` [V] how often each code occurs;
+    `table` is that of the codec's `search()` [V, d]; `code_share` [V] how often each code occurs;
     `gate` scales the gradient into the codec;
     losses are sums and counts: "bridge", "ftp/k", "sa_cosine", "sa_contrastive"; accuracies
     come along the same way, as "accuracy/...". With `training=False` the bridge samples without
     noise, labels are clean, and nothing is meant to be differentiated.
     """
+    output = what_the_lm_reads(output)
     sample_key, noise_key = jax.random.split(key)
     logits = search_logits(method, params, table, output, gate)
     crossed = bridging.bridge(

@@ -9,14 +9,11 @@ from __future__ import annotations
 import dataclasses
 
 from llmcodec_jax import types
-from llmcodec_jax.codec.auv.model import AUV
+from llmcodec_jax.codec import registry
 from llmcodec_jax.discriminators import Discriminators
 from llmcodec_jax.lm.config import LMConfig
 from llmcodec_jax.training.optim import Group
 from llmcodec_jax.training.schedules import LossWeights, Phase, Schedule
-
-CODECS = {"auv": AUV}
-"""Architectures by name: a second one is a class with the `types.Codec` protocol."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +75,13 @@ class Method:
     from_scratch: bool = False  # the codebook's first place is on the first batch
     max_bad_steps: int = 20  # non-finite steps in a row before training stops
 
+    def __post_init__(self):
+        name = type(self.codec).__name__
+        if self.revive_every and not hasattr(self.codec, "revive"):
+            raise ValueError(f"training.revive_every: {name} cannot revive codes; set it to 0")
+        if self.use_domains and not hasattr(self.codec, "domain_bounds"):
+            raise ValueError(f"training.use_domains: {name} has no domain partitions; set it False")
+
     @property
     def align(self) -> bool:
         """Whether semantic alignment is part of the run at all."""
@@ -99,7 +103,7 @@ class Method:
         Raises TypeError on a field that no part knows, ValueError on one that cannot be.
         """
         codec, judges, lm = (dict(config[name]) for name in ("codec", "discriminators", "lm"))
-        codec_class = CODECS[codec.pop("name")]
+        codec_class = registry.family(codec.pop("name")).module
         enabled, kind = judges.pop("enabled"), judges.pop("loss")
         r1_every = judges.pop("r1_every")
         del lm["path"], lm["config"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from llmcodec_jax.codec.auv.published import load_auv_variables
+from llmcodec_jax.codec import store
 from llmcodec_jax.data.cache import cache_dir
 from llmcodec_jax.data.embedded import lm_path
 from llmcodec_jax.data.packages import FetchError
@@ -102,7 +102,7 @@ def start_state(config, method: Method, lm_params, mesh):
 
 def import_codec(path: str, method: Method, state):
     """Puts a codec's weights into a fresh state. Raises ValueError if the architecture differs."""
-    _, variables = load_auv_variables(path, expect=method.codec)
+    _, variables = store.load(path, expect=method.codec)
     put = lambda new, old: jax.device_put(new, old.sharding)  # noqa: E731
     params = state.params | {"codec": jax.tree.map(put, variables["params"], state.params["codec"])}
     stats = jax.tree.map(put, variables["batch_stats"], state.batch_stats)

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from llmcodec_jax.codec.auv.model import revive
 from llmcodec_jax.losses import adversarial
 from llmcodec_jax.losses.alignment import enqueue
 from llmcodec_jax.training import metrics
@@ -113,7 +112,7 @@ def revive_codes(method: Method, state: TrainState, params, batch_stats, batch: 
         key = stream(jax.random.wrap_key_data(state.key), state.step, "revive")
         first = method.from_scratch & (state.step == 0)
         below = jnp.where(first, jnp.inf, method.revive_below)
-        revived = revive(method.codec, variables, output, key, below)
+        revived = method.codec.revive(variables, output, key, below)
         return params | {"codec": revived["params"]}, revived["batch_stats"]
 
     when = state.step % method.revive_every == 0
@@ -202,7 +201,7 @@ def eval_step(state: TrainState, lm_params, batch: Batch, *, method: Method) -> 
     output, wav, _ = run_codec(method, *variables.values(), batch, train=False)
     losses = {"vq": metrics.per_item(output.vq_loss, batch.wav_length > 0)}
     if method.lm:
-        table = method.codec.apply(variables, method="search_table")
+        table = method.codec.apply(variables, method="search").table
         key = stream(jax.random.wrap_key_data(state.key), 0, "eval")
         spoken, _ = language_losses(
             method,

@@ -12,8 +12,7 @@ import soundfile
 
 import llmcodec_jax
 from llmcodec_jax import convert, decode, encode, export_tokens
-from llmcodec_jax.codec import tokens
-from llmcodec_jax.codec.auv.published import load_auv_variables
+from llmcodec_jax.codec import store, tokens
 from llmcodec_jax.codec.inference import Codec
 from llmcodec_jax.codec.store import save_torch
 
@@ -148,8 +147,8 @@ def test_convert_then_load(tmp_path, small, small_folder):
     assert convert.main(["auv", *arguments]) == 0
     names = sorted(p.name for p in (tmp_path / "converted").iterdir())
     assert names == ["codec.json", "codec.safetensors"]
-    converted, variables = load_auv_variables(tmp_path / "converted")
-    expected, expected_variables = load_auv_variables(small_folder)
+    converted, variables = store.load(tmp_path / "converted")
+    expected, expected_variables = store.load(small_folder)
     assert converted == expected
     jax.tree.map(np.testing.assert_array_equal, variables, expected_variables)
 

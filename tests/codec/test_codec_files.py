@@ -10,9 +10,11 @@ import jax
 import numpy as np
 import pytest
 
-from llmcodec_jax.codec import torch_file
+from llmcodec_jax.codec import store, torch_file
 from llmcodec_jax.codec.auv import published
-from llmcodec_jax.codec.auv.model import AUV, from_fields, to_fields
+from llmcodec_jax.codec.auv.model import AUV
+from llmcodec_jax.codec.layout import LayoutError
+from llmcodec_jax.codec.registry import from_fields, to_fields
 from llmcodec_jax.codec.store import save_codec_folder, save_safetensors, save_torch
 from tests.codec.small_codec import SMALL, init
 
@@ -28,13 +30,13 @@ def assert_same(one, two):
 
 
 def test_import_export_import_keeps_every_bit(tmp_path):
-    codec, variables = published.load_auv_variables(GOLDEN)
+    codec, variables = store.load(GOLDEN)
     theirs = torch_file.read_state_dict(GOLDEN)
     save_torch(tmp_path / "again.pt", codec, variables)
     save_safetensors(tmp_path / "again.safetensors", codec, variables)
     save_codec_folder(tmp_path / "run/codec", codec, variables)
     for path in ("again.pt", "again.safetensors", "run/codec", "run"):
-        again, back = published.load_auv_variables(tmp_path / path)
+        again, back = store.load(tmp_path / path)
         assert again == codec
         assert_same(back, variables)
     exported = torch_file.read_state_dict(tmp_path / "again.pt")
@@ -57,45 +59,47 @@ def test_other_architectures_survive_the_folder(tmp_path, fields):
     codec = AUV(**SMALL, **fields)
     variables = init(codec)
     save_codec_folder(tmp_path, codec, variables)
-    again, back = published.load_auv_variables(tmp_path)
+    again, back = store.load(tmp_path)
     assert again == codec
     assert_same(back, jax.device_get(variables))
 
 
 def test_fields_survive_json():
     codec = AUV(partitions=((0, 5), (0, 6), (0, 9), (0, 9), (5, 9)), dtype="bfloat16")
-    assert from_fields(json.loads(json.dumps(to_fields(codec)))) == codec
+    assert from_fields(AUV, json.loads(json.dumps(to_fields(codec)))) == codec
     with pytest.raises(ValueError, match="no fields widht"):
-        from_fields({"widht": 3})
+        from_fields(AUV, {"widht": 3})
 
 
 def test_sidecar_tells_what_shapes_cannot(tmp_path):
     (tmp_path / "auv.pt").write_bytes(GOLDEN.read_bytes())
     (tmp_path / "auv.json").write_text('{"head_dim": 32, "sample_rate": 24000}')
-    codec, _ = published.load_auv_variables(tmp_path / "auv.pt")
+    codec, _ = store.load(tmp_path / "auv.pt")
     assert (codec.head_dim, codec.sample_rate, codec.width) == (32, 24000, 128)
 
 
 def test_wrong_architecture_names_the_first_tensors(small):
-    with pytest.raises(published.LayoutError) as error:
-        published.load_auv_variables(GOLDEN, expect=small[0])
-    assert "tokenizer.stft_head.inp.weight: (128, 1282) instead of (32, 1282)" in str(error.value)
+    with pytest.raises(LayoutError) as error:
+        store.load(GOLDEN, expect=small[0])
+    assert "params/decoder/conformer/layers/attention/out/bias: (3, 128) instead of (1, 32)" in (
+        str(error.value)
+    )
     assert "more" in str(error.value)
 
 
 def test_missing_and_extra_tensors_are_named(tmp_path, small):
-    tensors = published.to_state_dict(*small)
+    tensors = published.to_published(*small)
     tensors["token2wav.extra"] = tensors.pop("token2wav.istft_head.out.bias")
     torch_file.write_state_dict(tmp_path / "x.pt", tensors)
-    with pytest.raises(published.LayoutError, match=r"out.bias: missing\n.*extra: not part"):
-        published.load_auv_variables(tmp_path / "x.pt")
+    with pytest.raises(LayoutError, match=r"out.bias: missing\n.*extra: not part"):
+        store.load(tmp_path / "x.pt")
 
 
 def test_missing_codec_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        published.load_auv_variables(tmp_path / "nowhere.pt")
+        store.load(tmp_path / "nowhere.pt")
     with pytest.raises(FileNotFoundError, match=r"codec\.json"):
-        published.load_auv_variables(tmp_path)
+        store.load(tmp_path)
 
 
 def archive(path, description, storages=()):
@@ -165,8 +169,8 @@ def test_damaged_bytes_are_an_error_or_a_layout_error(tmp_path, small):
         damaged[position] ^= 0x55
         (tmp_path / "bad.pt").write_bytes(damaged)
         # A clear refusal or nothing; any other exception fails this test.
-        with contextlib.suppress(torch_file.TorchFileError, published.LayoutError):
-            published.load_auv_variables(tmp_path / "bad.pt")
+        with contextlib.suppress(torch_file.TorchFileError, LayoutError):
+            store.load(tmp_path / "bad.pt")
 
 
 def test_tensors_beyond_their_storage_are_refused(tmp_path):
@@ -187,7 +191,7 @@ def test_tensors_beyond_their_storage_are_refused(tmp_path):
 def test_state_dict_under_its_key_and_older_names(tmp_path, small):
     """Training checkpoints nest the codec under `auv` beside other numbers."""
     codec, variables = small
-    tensors = published.to_state_dict(codec, variables)
+    tensors = published.to_published(codec, variables)
     writer = torch_file._Writer()
     for index, (name, value) in enumerate(tensors.items()):
         name = name.replace(".parametrizations.weight.original0", ".weight_g")
@@ -197,6 +201,6 @@ def test_state_dict_under_its_key_and_older_names(tmp_path, small):
     state = writer.finish()[2:-1]
     nested = b"\x80\x02}(X\x03\x00\x00\x00auv" + state + b"X\x04\x00\x00\x00stepK\x07u."
     path = archive(tmp_path / "nested.pt", nested, [v.tobytes() for v in tensors.values()])
-    again, back = published.load_auv_variables(path)
+    again, back = store.load(path)
     assert again == codec.clone(head_dim=64)  # which shapes cannot tell
     assert_same(back["params"], jax.device_get(variables["params"]))

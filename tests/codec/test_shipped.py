@@ -9,7 +9,7 @@ import pytest
 
 import llmcodec_jax
 from llmcodec_jax import audio, decode, encode
-from llmcodec_jax.codec.auv.published import SHIPPED
+from llmcodec_jax.codec.store import SHIPPED
 from llmcodec_jax.evaluation.quick import quick_metrics
 from tests.conftest import RATE, babble
 

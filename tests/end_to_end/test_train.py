@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 import llmcodec_jax
 from configs import base, codec_pretrain, quickstart
 from llmcodec_jax import export
-from llmcodec_jax.codec.auv.published import load_auv_variables
+from llmcodec_jax.codec import store
 from llmcodec_jax.training import loop
 from llmcodec_jax.training.run import run
 from tests.conftest import WORDS, babble
@@ -126,9 +126,9 @@ def test_export_takes_codec_and_language_model_out(finished, tmp_path, tiny_lm):
         export.main([*run, "--format", "safetensors", "--output", str(tmp_path / "c.safetensors")])
         == 0
     )
-    own = load_auv_variables(str(finished))[1]["params"]
+    own = store.load(str(finished))[1]["params"]
     for name in ("auv.pt", "c.safetensors"):
-        params = load_auv_variables(str(tmp_path / name))[1]["params"]
+        params = store.load(str(tmp_path / name))[1]["params"]
         jax.tree.map(np.testing.assert_array_equal, params, own)
     assert export.main([*run, "--format", "hf", "--output", str(tmp_path / "hf")]) == 0
     text, merged = (load_file(f / "model.safetensors") for f in (tiny_lm, tmp_path / "hf"))
@@ -156,7 +156,7 @@ def test_pretraining_config_shrunk_learns_from_several_domains(tmp_path, tiny_lm
     assert not any(name.startswith("loss/ftp") for name in steps[-1])
     assert "loss/discriminator" not in steps[0]
     assert "loss/discriminator" in steps[-1]
-    stats = load_auv_variables(str(tmp_path))[1]["batch_stats"]
+    stats = store.load(str(tmp_path))[1]["batch_stats"]
     means = stats["encoder"]["conformer"]["layers"]["convolution"]["conv_norm"]["mean"]
     assert np.any(np.asarray(means))
 
@@ -170,7 +170,7 @@ def test_quickstart_can_start_from_the_shipped_codec(tmp_path, tiny_lm, speech):
     c.init = "mini"
     c.total_steps = 1
     assert run(c, tmp_path)
-    before, after = (load_auv_variables(p)[1]["params"] for p in ("mini", str(tmp_path)))
+    before, after = (store.load(p)[1]["params"] for p in ("mini", str(tmp_path)))
     change = jax.tree.map(lambda a, b: np.abs(a - b).max(), before, after)
     assert max(jax.tree.leaves(change)) < 0.01
     assert rows(tmp_path)[0]["eval/mel"] < 2  # 4 and more from scratch
@@ -202,7 +202,7 @@ def test_interrupted_and_resumed_equals_undisturbed(
     config.data.workers = 1
     assert run(config, tmp_path)
     assert_same_rows(rows(tmp_path), rows(finished))
-    whole, resumed = (load_auv_variables(str(p))[1] for p in (finished, tmp_path))
+    whole, resumed = (store.load(str(p))[1] for p in (finished, tmp_path))
     jax.tree.map(np.testing.assert_array_equal, whole, resumed)
 
 

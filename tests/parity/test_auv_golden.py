@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llmcodec_jax.codec.auv import published
+from llmcodec_jax.codec import store
 from llmcodec_jax.codec.auv.model import AUV
+from llmcodec_jax.codec.auv.published import infer_fields, tensor_table, to_published
 from llmcodec_jax.codec.auv.stft import margin
 from llmcodec_jax.types import DOMAINS
 
@@ -24,7 +25,7 @@ def golden():
 
 @pytest.fixture(scope="module")
 def auv():
-    codec, variables = published.load_auv_variables(DATA / "auv_small.pt")
+    codec, variables = store.load(DATA / "auv_small.pt")
     return codec.clone(partitions=PARTITIONS), variables
 
 
@@ -85,7 +86,7 @@ def test_partitions_losses_and_every_gradient(auv, golden):
     np.testing.assert_allclose(output.vq_loss.mean(), golden["vq_loss"], atol=1e-4)
     np.testing.assert_allclose(value, golden["total"], atol=1e-4)
     gradients = {"params": gradient(variables["params"]), "batch_stats": variables["batch_stats"]}
-    ours = published.to_state_dict(codec, gradients)
+    ours = to_published(codec, gradients)
     norms = json.loads((DATA / "auv_small_grad_norms.json").read_text())
     assert len(norms) == 145
     for name, norm in norms.items():
@@ -94,11 +95,9 @@ def test_partitions_losses_and_every_gradient(auv, golden):
 
 def test_full_size_names_and_shapes():
     published = json.loads((DATA / "auv_state_dict_shapes.json").read_text())
-    table = published.tensor_table(AUV())
+    table = tensor_table(AUV())
     assert {t.name: list(t.shape) for t in table} == {n: s for n, (s, _) in published.items()}
-    inferred = published.infer_fields(
-        {name: tuple(shape) for name, (shape, _) in published.items()}
-    )
+    inferred = infer_fields({name: tuple(shape) for name, (shape, _) in published.items()})
     default = AUV()
     assert {name: getattr(default, name) for name in inferred} == inferred
 

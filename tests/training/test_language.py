@@ -29,7 +29,7 @@ def parts():
     mask = jnp.arange(T) < jnp.array([[T], [4]])
     codes = jnp.argmax(query @ table.T, axis=-1)
     output = CodecOutput(
-        latent=query, codes=codes, quantised=query, vq_loss=jnp.zeros(B), query=query,
+        latent=query, codes=codes, quantised=query, vq_loss=jnp.zeros(B), query=query[:, :, None],
         frame_mask=mask,
     )  # fmt: skip
     return query, table, normal(B, T, H), normal(K, V, H), output
@@ -75,7 +75,7 @@ def test_target_gradient_changes_the_codec_alone(lm):  # noqa: F811
         def loss(params):
             variables = {"params": params["codec"], "batch_stats": state.batch_stats}
             output = method.codec.apply(variables, batch.wav, batch.wav_length, method="encode")
-            table = method.codec.apply(variables, method="search_table")
+            table = method.codec.apply(variables, method="search").table
             losses, _ = language_losses(
                 method, params, table, lm, output, batch, state.bank,
                 state.code_share, jax.random.key(0), 1.0, 0.5,

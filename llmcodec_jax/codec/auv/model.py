@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -14,7 +13,7 @@ from llmcodec_jax.codec.auv.conformer import Conformer
 from llmcodec_jax.codec.auv.stft import ISTFTHead, STFTHead, margin
 from llmcodec_jax.codec.quantizer import ResidualQuantizer, revive_dead_codes
 from llmcodec_jax.ops import dsp
-from llmcodec_jax.types import DOMAINS, CodecOutput
+from llmcodec_jax.types import DOMAINS, CodecOutput, Search
 
 NESTED = {
     "speech": (0.0, 0.4),
@@ -123,8 +122,12 @@ class AUV(nn.Module):
             raise ValueError(f"partitions need one non-empty (lo, hi) for each of {DOMAINS}")
         return bounds
 
-    def encode(self, wav, wav_length=None, domain=None, train: bool = False) -> CodecOutput:
+    def encode(
+        self, wav, wav_length=None, domain=None, train: bool = False, levels: int | None = None
+    ) -> CodecOutput:
         """wav [B, N], N a multiple of hop; wav_length int [B] or None (all N) -> CodecOutput.
+
+        `levels`: how many residual levels to search, all by default.
 
         Each clip is taken as zero-padded to whole frames and carries its own reflected margins,
         so its codes never depend on its companions or its padding (method.md 1).
@@ -136,9 +139,11 @@ class AUV(nn.Module):
             wav = jnp.where(jnp.arange(wav.shape[1]) < wav_length[:, None], wav, 0.0)
             whole = -(-wav_length // self.hop) * self.hop
         padded = dsp.reflect_pad(wav, whole, margin(self.hop), margin(self.hop))
-        return self.encode_padded(padded, wav_length, domain, train)
+        return self.encode_padded(padded, wav_length, domain, train, levels)
 
-    def encode_padded(self, padded, wav_length=None, domain=None, train: bool = False):
+    def encode_padded(
+        self, padded, wav_length=None, domain=None, train: bool = False, levels: int | None = None
+    ) -> CodecOutput:
         """The model core: audio that already carries its margins, [B, margin + N + margin].
 
         Frames at or past ceil(wav_length / hop) are masked. With one clip's margins placed at
@@ -152,7 +157,7 @@ class AUV(nn.Module):
         valid = jnp.ones(latent.shape[:2], bool) if mask is None else mask
         table = self.domain_bounds()
         bounds = None if domain is None or table is None else jnp.asarray(table)[domain]
-        quantised, codes, query, loss = self.quantizer(latent, valid, bounds, train)
+        quantised, codes, query, loss = self.quantizer(latent, valid, bounds, train, levels)
         return CodecOutput(latent, codes, quantised, query, loss, valid)
 
     def decode(self, quantised, frame_mask=None, train: bool = False) -> jax.Array:
@@ -176,59 +181,37 @@ class AUV(nn.Module):
         """codes [B, T] or [B, T, Q] -> quantised [B, T, D]."""
         return self.quantizer.lookup(codes)
 
-    def search_table(self) -> jax.Array:
-        """Unit-length first-level codebook, float32 [V, d]: `query @ table.T` is the search."""
-        return self.quantizer.level[0].table()
+    def search(self, level: int = 0) -> Search:
+        """One level's unit-length codebook, float32 [V, d]: `query @ table.T` is the search."""
+        return Search(self.quantizer.level[level].table(), "cosine")
 
     def search_inputs(self, latent, codes) -> jax.Array:
         """What each level searched for, unnormalised, float32 [B, T, Q, d]: revival candidates."""
         return self.quantizer.project(latent, codes)
 
+    def revive(self, variables: dict, output: CodecOutput, key, threshold: float = 0.02) -> dict:
+        """Revives the dead codes of every level from one batch's encoder output.
 
-def revive(codec: AUV, variables: dict, output: CodecOutput, key, threshold: float = 0.02) -> dict:
-    """Revives the dead codes of every level from one batch's encoder output.
-
-    `variables` = {"params", "batch_stats"} of the codec, `output` of the batch just seen. Pure:
-    returns new variables. See `quantizer.revive_dead_codes`.
-    """
-    candidates = codec.apply(variables, output.latent, output.codes, method="search_inputs")
-    quantizer = dict(variables["params"]["quantizer"])
-    usages = dict(variables["batch_stats"]["quantizer"])
-    for q in range(codec.levels):
-        name = f"level_{q}"
-        codebook, usage = revive_dead_codes(
-            quantizer[name]["codebook"],
-            usages[name]["usage"],
-            candidates[:, :, q],
-            output.frame_mask,
-            jax.random.fold_in(key, q),
-            threshold,
-        )
-        quantizer[name] = {**quantizer[name], "codebook": codebook}
-        usages[name] = {"usage": usage}
-    return {
-        **variables,
-        "params": {**variables["params"], "quantizer": quantizer},
-        "batch_stats": {**variables["batch_stats"], "quantizer": usages},
-    }
-
-
-def to_fields(codec: AUV) -> dict[str, Any]:
-    """The module's fields as plain JSON values."""
-    fields = {
-        field.name: getattr(codec, field.name)
-        for field in dataclasses.fields(codec)
-        if field.name not in ("parent", "name")
-    }
-    return {**fields, "dtype": jnp.dtype(codec.dtype).name}
-
-
-def from_fields(fields: dict[str, Any]) -> AUV:
-    """The module that `to_fields` described. Raises ValueError for an unknown field."""
-    unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(AUV)})
-    if unknown:
-        raise ValueError(f"a codec has no fields {', '.join(unknown)}")
-    partitions = fields.get("partitions", "nested")
-    if isinstance(partitions, list):
-        partitions = tuple(tuple(bounds) for bounds in partitions)
-    return AUV(**{**fields, "partitions": partitions})
+        `variables` = {"params", "batch_stats"} of this codec, `output` of the batch just seen.
+        Pure: returns new variables. See `quantizer.revive_dead_codes`.
+        """
+        candidates = self.apply(variables, output.latent, output.codes, method="search_inputs")
+        quantizer = dict(variables["params"]["quantizer"])
+        usages = dict(variables["batch_stats"]["quantizer"])
+        for q in range(self.levels):
+            name = f"level_{q}"
+            codebook, usage = revive_dead_codes(
+                quantizer[name]["codebook"],
+                usages[name]["usage"],
+                candidates[:, :, q],
+                output.frame_mask,
+                jax.random.fold_in(key, q),
+                threshold,
+            )
+            quantizer[name] = {**quantizer[name], "codebook": codebook}
+            usages[name] = {"usage": usage}
+        return {
+            **variables,
+            "params": {**variables["params"], "quantizer": quantizer},
+            "batch_stats": {**variables["batch_stats"], "quantizer": usages},
+        }

@@ -1,0 +1,114 @@
+"""Every codec architecture by name: the one place that a new family is entered."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from llmcodec_jax.codec.auv import published as auv
+from llmcodec_jax.codec.auv.model import AUV
+
+Shapes = Mapping[str, tuple[int, ...]]
+Config = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One architecture: its module, and the published layout it is imported from and exported to.
+
+    `config` is what stands beside published tensors: a Hugging Face `config.json`, or fields of
+    the module that their shapes cannot tell; it may be empty.
+    """
+
+    name: str  # `codec.name` of a config, "architecture" of a codec.json
+    module: type[nn.Module]  # satisfies `types.Codec`; a dataclass of plain fields
+    recognises: Callable[[Shapes, Config], bool]
+    # (tensors, config) -> (module, {"params", ...} of numpy arrays); raises layout.LayoutError
+    from_published: Callable[[Mapping[str, np.ndarray], Config], tuple[nn.Module, dict]]
+    to_published: Callable[[Any, Mapping], dict[str, np.ndarray]]
+
+
+FAMILIES = {
+    family.name: family
+    for family in (
+        Family("auv", AUV, auv.recognises, auv.from_published, auv.to_published),
+    )
+}  # fmt: skip
+
+
+def family(name: str) -> Family:
+    """The family of this name. Raises ValueError listing those there are."""
+    if name not in FAMILIES:
+        raise ValueError(f"no codec architecture {name!r}; there are {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def family_of(module: nn.Module) -> Family:
+    """The family a module belongs to. Raises ValueError for a class that is not registered."""
+    for found in FAMILIES.values():
+        if type(module) is found.module:
+            return found
+    raise ValueError(f"{type(module).__name__} is no registered codec architecture")
+
+
+def to_fields(module: nn.Module) -> dict[str, Any]:
+    """The module's fields as plain JSON values."""
+    fields = {name: getattr(module, name) for name in _hints(type(module))}
+    return {**fields, "dtype": jnp.dtype(fields["dtype"]).name}
+
+
+def check_fields(cls: type[nn.Module], fields: Mapping[str, Any], source: str = "") -> dict:
+    """JSON values -> values of the module's fields. Raises ValueError naming file and field."""
+    where, hints = (f"{source}: " if source else ""), _hints(cls)
+    unknown = sorted(set(fields) - set(hints))
+    if unknown:
+        raise ValueError(f"{where}a codec has no fields {', '.join(unknown)}")
+    checked = {}
+    for name, value in fields.items():
+        checked[name] = _tuples(value)
+        if not _fits(checked[name], hints[name]):
+            wanted = getattr(hints[name], "__name__", str(hints[name]))
+            raise ValueError(f"{where}{name} is {value!r}, not a valid {wanted}")
+    return checked
+
+
+def from_fields(cls: type[nn.Module], fields: Mapping[str, Any], source: str = "") -> nn.Module:
+    """The module that `to_fields` described. Raises ValueError naming file and field."""
+    return cls(**check_fields(cls, fields, source))
+
+
+def _hints(cls: type[nn.Module]) -> dict[str, Any]:
+    own = {field.name for field in dataclasses.fields(cls)} - {"parent", "name"}
+    return {name: hint for name, hint in typing.get_type_hints(cls).items() if name in own}
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value is of the annotated type; sizes are neither negative nor absurd."""
+    origin = typing.get_origin(hint)
+    if hint is Any:
+        return isinstance(value, str | int | float | bool | None)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, option) for option in typing.get_args(hint))
+    if origin is tuple:
+        arguments = typing.get_args(hint)
+        if not isinstance(value, tuple):
+            return False
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return all(_fits(item, arguments[0]) for item in value)
+        return len(value) == len(arguments) and all(map(_fits, value, arguments))
+    if hint is int:
+        return type(value) is int and 0 <= value < 1 << 24
+    if hint is float:
+        return type(value) in (int, float) and np.isfinite(value)
+    return isinstance(value, hint)
