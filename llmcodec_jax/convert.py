@@ -1,6 +1,6 @@
 """Published checkpoints -> this project's folders.
 
-python -m llmcodec_jax.convert auv   --input auv.pt --output DIR
+python -m llmcodec_jax.convert codec --input auv.pt --output DIR
 python -m llmcodec_jax.convert qwen3 --input HF_DIR --output DIR
 """
 
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 
-def convert_auv(source: Path, output: Path, dtype: str) -> None:
+def convert_codec(source: str, output: Path, dtype: str) -> None:
     """Any CODEC (published .pt, .safetensors, run, folder) -> a converted folder."""
     from llmcodec_jax.codec import store
     from llmcodec_jax.codec.store import save_codec_folder
@@ -36,19 +36,19 @@ def convert_qwen3(source: Path, output: Path, dtype: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    auv = commands.add_parser("auv", help="AUV / LLM-Codec codec weights")
-    auv.add_argument("--input", required=True, type=Path, help=".pt, .safetensors, or codec folder")
+    codec = commands.add_parser("codec", aliases=["auv"], help="codec weights of any known family")
+    codec.add_argument("--input", required=True, help="any CODEC (see load_codec)")
     qwen3 = commands.add_parser("qwen3", help="frozen language model")
     qwen3.add_argument("--input", required=True, type=Path, help="Hugging Face folder or .gguf")
-    for command, usual in ((auv, "float32"), (qwen3, "bfloat16")):
+    for command, usual in ((codec, "float32"), (qwen3, "bfloat16")):
         command.add_argument(
             "--dtype", default=usual, choices=("bfloat16", "float32"), help=f"default: {usual}"
         )
         command.add_argument("--output", required=True, type=Path, help="folder to write")
     args = parser.parse_args(argv)
     try:
-        if args.command == "auv":
-            convert_auv(args.input, args.output, args.dtype)
+        if args.command != "qwen3":
+            convert_codec(args.input, args.output, args.dtype)
         else:
             convert_qwen3(args.input, args.output, args.dtype)
     except (ValueError, FileNotFoundError) as error:

@@ -7,7 +7,7 @@ P aligned layers.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import flax.struct
 import jax
@@ -57,7 +57,8 @@ Losses = dict[str, tuple[jax.Array, jax.Array]]
 """name -> (sum over valid elements, their count). `metrics.means` is the one place that divides."""
 
 
-class Search(NamedTuple):
+@flax.struct.dataclass
+class Search:
     """How one level of a quantiser chooses: the code whose row of `table` is best for the query.
 
     "cosine": rows and queries of unit length, the largest product; "euclidean": raw ones, the
@@ -66,7 +67,7 @@ class Search(NamedTuple):
     """
 
     table: jax.Array  # float32 [V, d]
-    metric: str  # "cosine", "euclidean" or "product"
+    metric: str = flax.struct.field(pytree_node=False)  # "cosine", "euclidean" or "product"
 
 
 class Codec(Protocol):

@@ -19,6 +19,14 @@ Shapes = Mapping[str, tuple[int, ...]]
 Config = Mapping[str, Any]
 
 
+LARGEST = {"levels": 64, "layers": 1024}
+"""Bounds of fields that end so: a description must not decide how long its reading takes."""
+
+
+class FieldError(ValueError):
+    """A description that names an unknown architecture or field, or gives one a wrong value."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
     """One architecture: its module, and the published layout it is imported from and exported to.
@@ -44,9 +52,9 @@ FAMILIES = {
 
 
 def family(name: str) -> Family:
-    """The family of this name. Raises ValueError listing those there are."""
-    if name not in FAMILIES:
-        raise ValueError(f"no codec architecture {name!r}; there are {', '.join(FAMILIES)}")
+    """The family of this name. Raises FieldError listing those there are."""
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise FieldError(f"no codec architecture {name!r}; there are {', '.join(FAMILIES)}")
     return FAMILIES[name]
 
 
@@ -64,24 +72,27 @@ def to_fields(module: nn.Module) -> dict[str, Any]:
     return {**fields, "dtype": jnp.dtype(fields["dtype"]).name}
 
 
-def check_fields(cls: type[nn.Module], fields: Mapping[str, Any], source: str = "") -> dict:
-    """JSON values -> values of the module's fields. Raises ValueError naming file and field."""
-    where, hints = (f"{source}: " if source else ""), _hints(cls)
+def check_fields(cls: type[nn.Module], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON values -> values of the module's fields. Raises FieldError naming the field."""
+    hints = _hints(cls)
     unknown = sorted(set(fields) - set(hints))
     if unknown:
-        raise ValueError(f"{where}a codec has no fields {', '.join(unknown)}")
+        raise FieldError(f"a codec has no fields {', '.join(unknown)}")
     checked = {}
     for name, value in fields.items():
         checked[name] = _tuples(value)
+        largest = next((most for end, most in LARGEST.items() if name.endswith(end)), None)
         if not _fits(checked[name], hints[name]):
             wanted = getattr(hints[name], "__name__", str(hints[name]))
-            raise ValueError(f"{where}{name} is {value!r}, not a valid {wanted}")
+            raise FieldError(f"{name} is {value!r}, not a valid {wanted}")
+        if largest is not None and isinstance(value, int) and value > largest:
+            raise FieldError(f"{name} is {value}, more than {largest}")
     return checked
 
 
-def from_fields(cls: type[nn.Module], fields: Mapping[str, Any], source: str = "") -> nn.Module:
-    """The module that `to_fields` described. Raises ValueError naming file and field."""
-    return cls(**check_fields(cls, fields, source))
+def from_fields(cls: type[nn.Module], fields: Mapping[str, Any]) -> nn.Module:
+    """The module that `to_fields` described. Raises FieldError naming the field."""
+    return cls(**check_fields(cls, fields))
 
 
 def _hints(cls: type[nn.Module]) -> dict[str, Any]:

@@ -1,15 +1,17 @@
-"""The door between a CODEC on disk and (module, variables): shipped, run, folder or single file.
+"""The one door from a CODEC string to (module, variables), and back onto disk.
 
-A codec folder is `codec.json` (every field of the module) and `codec.safetensors`. Training
-writes one into its run; `convert` writes one from a published checkpoint.
+A codec folder is `codec.json` (architecture and every field of the module) and
+`codec.safetensors` (every tensor under its Flax path). Training writes one into its run; `convert`
+writes one from a published checkpoint. Published layouts are for import and export alone.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -17,128 +19,264 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from llmcodec_jax.codec import layout, registry, torch_file
+from llmcodec_jax import files
+from llmcodec_jax.codec import hub, layout, registry, torch_file
 from llmcodec_jax.codec.layout import LayoutError
 
 CONFIG_NAME, WEIGHTS_NAME = "codec.json", "codec.safetensors"
+HF_CONFIG_NAME, HF_WEIGHTS_NAMES = "config.json", ("model.safetensors", "pytorch_model.bin")
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 SHIPPED = {"mini": Path(__file__).parents[1] / "mini"}
 """Codecs that come with the package, by name; each folder holds its model card."""
+FORMAT = 1
+"""Of codec.json. 1: tensors by Flax path; a file without it holds published names."""
+MAX_CONFIG = 1 << 20  # bytes of a codec.json or config.json
+NOT_MATRICES = ("bias", "scale", "alpha", "beta", "gamma")  # leaves that bfloat16 files keep whole
 
 
-def load(path: str | Path, expect: nn.Module | None = None) -> tuple[nn.Module, dict]:
-    """Any CODEC path -> (module, {"params", ...} of numpy arrays).
+class Source(NamedTuple):
+    """Where a codec's tensors are, and what stands beside them."""
 
-    `path`: "mini" (shipped), a run folder, a converted folder, a `.safetensors` export or a
-    published `.pt`. With `expect` the parameters must be that module's (LayoutError names those
-    that differ) and that module is returned; otherwise the architecture is the file's.
+    weights: Path
+    config: dict  # of `codec.json`, a sidecar or a Hugging Face `config.json`; {} without
+    ours: bool  # whether `config` holds fields of one of our modules
+
+
+def load(codec: str | Path, expect: nn.Module | None = None) -> tuple[nn.Module, dict]:
+    """Any CODEC -> (module, {"params", ...} of numpy arrays).
+
+    `codec`: a run folder, a codec folder, a `.safetensors` or `.pt` file, a Hugging Face model
+    folder, "hf:OWNER/NAME[@REVISION][/FILE]", or "mini" (shipped; a path of that name wins). With
+    `expect` the parameters must be that module's (LayoutError names those that differ) and that
+    module is returned; otherwise the architecture is the file's.
+
+    Raises FileNotFoundError, LayoutError, `torch_file.TorchFileError` or `hub.HubError`, each
+    naming the file and what is wrong with it.
     """
-    weights, fields = find_weights(path)
-    tensors, embedded = read_tensors(weights)
-    config = dict(fields or embedded or {})
-    shapes = layout.shapes_of(layout.modern_names(tensors))
-    named = config.pop("architecture", None)
-    family = registry.family(named) if named else recognise(shapes, config, str(weights))
-    config = registry.check_fields(family.module, config, str(weights))
-    try:
-        module, variables = family.from_published(tensors, config)
-    except LayoutError as error:
-        raise LayoutError(f"{weights}: {error}") from error
+    source = locate(codec)
+    tensors, embedded = read_tensors(source.weights)
+    if embedded is not None and not source.config:
+        source = source._replace(config=embedded, ours=True)
+    module, variables = _build(source, tensors)
+    check_finite(variables, source.weights)
     if expect is not None:
-        check_variables(expect, variables, str(weights))
-    return module if expect is None else expect, variables
+        if type(expect) is not type(module):
+            raise LayoutError(
+                f"{source.weights}: a codec of architecture {registry.family_of(module).name}, "
+                f"not {registry.family_of(expect).name}"
+            )
+        check_variables(expect, variables, source.weights)
+        rate = source.config.get("sample_rate", expect.sample_rate) if source.ours else None
+        if rate is not None and rate != expect.sample_rate:
+            raise LayoutError(
+                f"{source.weights}: a codec of {rate} Hz, not {expect.sample_rate} Hz"
+            )
+        module = expect
+    return module, variables
 
 
-def recognise(shapes: registry.Shapes, config: registry.Config, source: str) -> registry.Family:
-    """The family whose published layout these tensors have. Raises LayoutError."""
-    for family in registry.FAMILIES.values():
-        if family.recognises(shapes, config):
-            return family
-    first = ", ".join(list(shapes)[:3])
-    raise LayoutError(
-        f"{source}: tensors of no known codec ({', '.join(registry.FAMILIES)}); it holds {first}"
+def locate(codec: str | Path) -> Source:
+    """CODEC -> its weights and their description. Raises FileNotFoundError."""
+    text, path = str(codec), Path(codec)
+    if text.startswith(hub.PREFIX):
+        path = hub.fetch(text)
+    elif not path.exists() and text in SHIPPED:
+        path = SHIPPED[text]
+    if path.is_file():
+        sidecar = path.with_suffix(".json")
+        beside = sidecar.is_file() and sidecar != path
+        return Source(path, read_config(sidecar) if beside else {}, ours=True)
+    for folder in (path / "codec", path):
+        if (folder / CONFIG_NAME).is_file():
+            return Source(folder / WEIGHTS_NAME, read_config(folder / CONFIG_NAME), ours=True)
+    if (path / HF_CONFIG_NAME).is_file():
+        for name in HF_WEIGHTS_NAMES:
+            if (path / name).is_file():
+                return Source(path / name, read_config(path / HF_CONFIG_NAME), ours=False)
+    if path.is_dir():
+        return _only_weights(path)
+    raise FileNotFoundError(
+        f"{codec}: no such codec; give {', '.join(SHIPPED)}, a run or codec folder, a .safetensors "
+        "or .pt file, a Hugging Face model folder, or hf:OWNER/NAME"
     )
 
 
-def check_variables(module: nn.Module, variables: Mapping, source: str) -> None:
-    """Raises LayoutError where variables are not the module's own, naming the first."""
-    found = {"/".join(path): np.shape(x) for path, x in flatten_dict(dict(variables)).items()}
-    layout.check_shapes(variable_shapes(module), found, source)
+def _only_weights(folder: Path) -> Source:
+    found = sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and p.is_file())
+    if len(found) == 1:
+        return Source(found[0], {}, ours=True)
+    names = f" but {', '.join(p.name for p in found[:5])}: name one of them" if found else ""
+    raise FileNotFoundError(
+        f"{folder}: no {CONFIG_NAME} here or in its codec/ folder, and no {HF_CONFIG_NAME} with "
+        f"{HF_WEIGHTS_NAMES[0]}{names}"
+    )
 
 
-def variable_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Path ("params/...") -> shape of everything the module carries; nothing is computed."""
-    wav = jax.ShapeDtypeStruct((1, 8 * module.hop), jnp.float32)
-    key = jax.random.key(0)
-    abstract = jax.eval_shape(lambda x: module.init(key, x, method="reconstruct"), wav)
-    shapes = {"/".join(path): leaf.shape for path, leaf in flatten_dict(dict(abstract)).items()}
-    return dict(sorted(shapes.items(), key=lambda item: not item[0].startswith("params/")))
+def read_config(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises LayoutError naming the file."""
+    try:
+        with open(path, "rb") as file:
+            text = file.read(MAX_CONFIG + 1)
+        if len(text) > MAX_CONFIG:
+            raise LayoutError(f"{path}: more than {MAX_CONFIG} bytes, no description of a codec")
+        return _object(json.loads(text), str(path))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, LayoutError):
+            raise
+        raise LayoutError(f"{path}: not readable as JSON ({error})") from error
 
 
-def read_tensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict | None]:
-    """.pt or .safetensors -> (published names -> arrays, codec fields if the file carries them).
+def _object(value: Any, source: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise LayoutError(f"{source}: holds a {type(value).__name__}, not the fields of a codec")
+    return value
 
-    A training checkpoint's state dict under the key `auv` is found by itself.
+
+def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict | None]:
+    """.pt or .safetensors -> (name -> array, codec fields if the file carries them).
+
+    Raises LayoutError or TorchFileError naming the file, FileNotFoundError where it is missing.
     """
-    path = Path(path)
     if path.suffix != ".safetensors":
-        return torch_file.read_state_dict(path, key="auv"), None
+        return torch_file.read_state_dict(path), None
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError) as error:
-        raise LayoutError(f"{path}: not a readable safetensors file ({error})") from error
-    return tensors, json.loads(metadata["codec"]) if "codec" in metadata else None
+        embedded = json.loads(metadata["codec"]) if "codec" in metadata else None
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: no such file") from error
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+        raise LayoutError(
+            f"{path}: not a readable safetensors file ({error}); fetch it again"
+        ) from error
+    return tensors, None if embedded is None else _object(embedded, str(path))
 
 
-def find_weights(path: str | Path) -> tuple[Path, dict | None]:
-    """CODEC -> (weight file, fields its codec.json or sidecar gives). Raises FileNotFoundError."""
-    path = SHIPPED.get(str(path), Path(path))
-    if path.is_file():
-        sidecar = path.with_suffix(".json")
-        return path, json.loads(sidecar.read_text()) if sidecar.is_file() else None
-    for folder in (path / "codec", path):
-        if (folder / CONFIG_NAME).is_file():
-            return folder / WEIGHTS_NAME, json.loads((folder / CONFIG_NAME).read_text())
-    if path.is_dir():
-        raise FileNotFoundError(f"{path}: no {CONFIG_NAME} here or in its codec/ folder")
-    raise FileNotFoundError(
-        f"{path}: no such codec (mini, a run, a converted folder, .safetensors, .pt)"
-    )
+def _build(source: Source, tensors: Mapping[str, np.ndarray]) -> tuple[nn.Module, dict]:
+    """Tensors and their description -> (module, variables). Raises LayoutError."""
+    config, where = dict(source.config), str(source.weights)
+    version = config.pop("format", None) if source.ours else None
+    if version not in (None, FORMAT):
+        raise LayoutError(
+            f"{where}: codec format {version!r}; this version reads up to {FORMAT}, update it"
+        )
+    try:
+        family = _family(config, tensors, source)
+        if source.ours:
+            config = registry.check_fields(family.module, config)
+        if version is None:
+            return _imported(family, tensors, config)
+        module = family.module(**config)
+        variables = unflatten_dict({tuple(name.split("/")): tensors[name] for name in tensors})
+        check_variables(module, variables)
+    except registry.FieldError as error:
+        beside = source.weights.with_name(CONFIG_NAME)
+        raise LayoutError(f"{beside if beside.is_file() else where}: {error}") from error
+    except LayoutError as error:
+        raise LayoutError(f"{where}: {error}") from error
+    return module, jax.tree.map(_widened, variables)
 
 
-def describe(module: nn.Module) -> dict:
-    """What a codec.json says: the architecture's name and every field of the module."""
+def _imported(family: registry.Family, tensors, config) -> tuple[nn.Module, dict]:
+    try:
+        return family.from_published(tensors, config)
+    except KeyError as error:
+        raise LayoutError(f"its description lacks the field {error}") from error
+
+
+def _family(config: dict, tensors: Mapping[str, np.ndarray], source: Source) -> registry.Family:
+    """The family that a codec.json names, or whose published layout the tensors have."""
+    named = config.pop("architecture", None) if source.ours else None
+    if named is not None:
+        return registry.family(named)
+    if source.weights.name == WEIGHTS_NAME:  # codec folders were AUV's before they said so
+        return registry.family("auv")
+    shapes = layout.shapes_of(layout.modern_names(tensors))
+    for family in registry.FAMILIES.values():
+        if family.recognises(shapes, config):
+            return family
+    first, known = ", ".join(list(shapes)[:3]), ", ".join(registry.FAMILIES)
+    raise LayoutError(f"tensors of no known codec ({known}); it begins with {first}")
+
+
+def _widened(value: np.ndarray) -> np.ndarray:
+    return value.astype(np.float32) if value.dtype == jnp.bfloat16 else value
+
+
+def check_finite(variables: Mapping, source: Path) -> None:
+    """Raises LayoutError naming the first tensor that holds NaN or infinite values."""
+    for path, value in flatten_dict(dict(variables)).items():
+        if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
+            raise LayoutError(f"{source}: {'/'.join(path)} holds NaN or infinite values")
+
+
+def check_variables(module: nn.Module, variables: Mapping, source: Path | str = "") -> None:
+    """Raises LayoutError where variables are not the module's own, naming the first."""
+    found = {"/".join(path): np.shape(x) for path, x in flatten_dict(dict(variables)).items()}
+    layout.check_shapes(variable_shapes(module), found, str(source))
+
+
+def variable_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Path ("params/...") -> shape of everything the module carries; nothing is computed.
+
+    Raises LayoutError for fields that make no codec.
+    """
+    wav = jax.ShapeDtypeStruct((1, 8 * module.hop), jnp.float32)
+    key = jax.random.key(0)
+    try:
+        abstract = jax.eval_shape(lambda x: module.init(key, x, method="reconstruct"), wav)
+    except (ValueError, TypeError, ZeroDivisionError, IndexError) as error:
+        raise LayoutError(f"its fields describe no codec ({error})") from error
+    shapes = {"/".join(path): leaf.shape for path, leaf in flatten_dict(dict(abstract)).items()}
+    return dict(sorted(shapes.items(), key=lambda item: not item[0].startswith("params/")))
+
+
+def digest(module: nn.Module, variables: Mapping) -> str:
+    """Which codec made a code: 16 hexadecimal digits of architecture, parameters and statistics.
+
+    The running share of each code changes nothing that is computed, and is left out.
+    """
+    hasher = hashlib.sha256(registry.family_of(module).name.encode())
+    for path, leaf in sorted(flatten_dict(dict(variables)).items()):
+        if path[-1] != "usage":
+            value = np.ascontiguousarray(jax.device_get(leaf))
+            hasher.update(f"{'/'.join(path)} {value.shape} {value.dtype}".encode())
+            hasher.update(value.data)
+    return hasher.hexdigest()[:16]
+
+
+def describe(module: nn.Module) -> dict[str, Any]:
+    """What a codec says of itself: the architecture's name and every field of the module."""
     return {"architecture": registry.family_of(module).name, **registry.to_fields(module)}
 
 
 def save_codec_folder(
     path: str | Path, codec: nn.Module, variables: Mapping, dtype: str = "float32"
 ) -> None:
-    """Writes `codec.json` and `codec.safetensors` into the folder `path`, each atomically."""
-    path = Path(path)
-    path.mkdir(parents=True, exist_ok=True)
-    save_safetensors(path / WEIGHTS_NAME, codec, variables, dtype)
-    text = json.dumps(describe(codec), indent=2) + "\n"
-    _replace(path / CONFIG_NAME, text.encode())
-
-
-def save_safetensors(
-    path: str | Path, codec: nn.Module, variables: Mapping, dtype: str = "float32"
-) -> None:
-    """Writes one `.safetensors` of published names that carries the codec's fields with it.
+    """Writes `codec.json` and `codec.safetensors` into the folder `path`, each atomically.
 
     `dtype` "bfloat16" halves the file: weight matrices are rounded, while codebooks, biases,
     norms and running statistics, which are small, keep float32.
     """
-    metadata = {"format": "np", "codec": json.dumps(describe(codec))}
-    tensors = registry.family_of(codec).to_published(codec, variables)
+    flat = flatten_dict(jax.device_get(dict(variables)))
+    tensors = {"/".join(path): np.asarray(value, order="C") for path, value in flat.items()}
     for name, value in tensors.items():
-        if value.ndim > 1 and "codebook" not in name:
+        small = value.ndim < 2 or "codebook" in name or name.rsplit("/")[-1] in NOT_MATRICES
+        if name.startswith("params/") and not small:
             tensors[name] = value.astype(jnp.dtype(dtype))
-    _replace(Path(path), safetensors.numpy.save(tensors, metadata))
+    description = {"format": FORMAT, **describe(codec)}
+    _write_safetensors(Path(path) / WEIGHTS_NAME, tensors, description)
+    with files.replacing(Path(path) / CONFIG_NAME) as partial:
+        partial.write_text(json.dumps(description, indent=2) + "\n", "utf-8")
+
+
+def save_safetensors(path: str | Path, codec: nn.Module, variables: Mapping) -> None:
+    """Writes one `.safetensors` of published names that carries the codec's fields with it."""
+    tensors = registry.family_of(codec).to_published(codec, variables)
+    _write_safetensors(Path(path), tensors, describe(codec))
 
 
 def save_torch(path: str | Path, codec: nn.Module, variables: Mapping) -> None:
@@ -146,11 +284,7 @@ def save_torch(path: str | Path, codec: nn.Module, variables: Mapping) -> None:
     torch_file.write_state_dict(path, registry.family_of(codec).to_published(codec, variables))
 
 
-def _replace(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+def _write_safetensors(path: Path, tensors: dict[str, np.ndarray], description: dict) -> None:
+    metadata = {"format": "np", "codec": json.dumps(description)}
+    with files.replacing(path) as partial:
+        partial.write_bytes(safetensors.numpy.save(tensors, metadata))

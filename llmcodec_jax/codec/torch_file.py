@@ -14,7 +14,7 @@ import os
 import pickletools
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -250,23 +250,37 @@ def _build(function: Any, arguments: tuple) -> Any:
     raise _RefusedError(f"it asks to call {name}")
 
 
-def read_state_dict(path: str | Path, key: str | None = None) -> dict[str, np.ndarray]:
-    """`.pt` -> name -> array. `key` selects a nested state dict where the file has one.
+WRAPPERS = ("auv", "state_dict", "model_state_dict", "best_state", "model", "generator")
+"""Keys under which training checkpoints keep the one state dict that is of use."""
+MAX_DEPTH = 8  # of state dicts within state dicts
 
-    Raises TorchFileError for a file that is damaged, hostile or holds no state dict.
+
+def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
+    """`.pt` -> name -> array. State dicts of several parts get dotted names, "PART.NAME".
+
+    A training checkpoint's state dict is found by itself (WRAPPERS). Raises TorchFileError for a
+    file that is damaged, hostile or holds no state dict.
     """
     archive = Archive(path)
     found = archive.contents
-    if key is not None and isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-        found = found[key]
     if not isinstance(found, Mapping):
         raise TorchFileError(f"{path}: holds a {type(found).__name__}, not a state dict")
-    tensors = {n: r for n, r in found.items() if isinstance(n, str) and isinstance(r, TensorRef)}
+    inner = next((found[key] for key in WRAPPERS if isinstance(found.get(key), Mapping)), found)
+    tensors = dict(_tensors(inner, "", MAX_DEPTH))
     if not tensors:
         raise TorchFileError(
             f"{path}: holds no tensors at its top level; its keys: {list(found)[:8]}"
         )
     return {name: archive.tensor(ref) for name, ref in tensors.items()}
+
+
+def _tensors(found: Mapping, prefix: str, depth: int) -> Iterator[tuple[str, TensorRef]]:
+    """Every tensor below a mapping with its dotted name; what is no tensor is left out."""
+    for name, value in found.items():
+        if isinstance(name, str) and isinstance(value, TensorRef):
+            yield prefix + name, value
+        elif isinstance(name, str) and isinstance(value, Mapping) and depth:
+            yield from _tensors(value, f"{prefix}{name}.", depth - 1)
 
 
 class _Writer:
