@@ -20,21 +20,50 @@ class LayoutError(ValueError):
     """Tensors that are not this architecture; the message names the first that differ."""
 
 
-def _same(x: np.ndarray) -> np.ndarray:
+Shape = tuple[int, ...]
+
+
+def _same(x: np.ndarray, shape: Shape) -> np.ndarray:
     return x
 
 
-# kind -> (published array to ours, ours to published)
+def _reverse_axes(x: np.ndarray, shape: Shape) -> np.ndarray:
+    return np.transpose(x)
+
+
+def _reshape(x: np.ndarray, shape: Shape) -> np.ndarray:
+    return x.reshape(shape)
+
+
+def _to_frames(x: np.ndarray, shape: Shape) -> np.ndarray:
+    into, out, taps = x.shape
+    frames = x.reshape(into, out, 2, taps // 2)[:, :, ::-1]
+    return frames.transpose(2, 0, 3, 1).reshape(2, into, taps // 2 * out)
+
+
+def _from_frames(x: np.ndarray, shape: Shape) -> np.ndarray:
+    into, out, taps = shape
+    frames = x.reshape(2, into, taps // 2, out).transpose(1, 3, 0, 2)
+    return frames[:, :, ::-1].reshape(shape)
+
+
+# kind -> (published array to ours, ours to published); each is also told the published shape
 KINDS: dict[str, tuple[Callable, Callable]] = {
     "same": (_same, _same),
-    "linear": (np.transpose, np.transpose),  # [out, in] <-> [in, out]
-    "conv": (lambda x: x.transpose(2, 1, 0), lambda x: x.transpose(2, 1, 0)),  # [out, in, taps]
+    "flat": (lambda x, shape: x.reshape(-1), _reshape),  # [n], whatever axes of one are around it
+    "linear": (_reverse_axes, _reverse_axes),  # [out, in] <-> [in, out]
+    "conv": (_reverse_axes, _reverse_axes),  # [out, in, taps] <-> [taps, in, out]
     # A transposed convolution's [in, out, taps] <-> [taps, in, out], taps in their own order.
-    "conv_transposed": (lambda x: x.transpose(2, 0, 1), lambda x: x.transpose(1, 2, 0)),
-    "pointwise": (lambda x: x[:, :, 0].T, lambda x: x.T[:, :, None]),  # [out, in, 1] <-> [in, out]
-    "depthwise": (lambda x: x[:, 0].T, lambda x: x.T[:, None]),  # [D, 1, taps] <-> [taps, D]
-    "gain": (lambda x: x[:, 0, 0], lambda x: x[:, None, None]),  # [out, 1, 1] <-> [out]
-    "count": (lambda x: x.astype(np.int32), lambda x: x.astype(np.int64)),
+    "conv_transposed": (
+        lambda x, shape: x.transpose(2, 0, 1),
+        lambda x, shape: x.transpose(1, 2, 0),
+    ),
+    # The same where taps are two strides: [in, out, 2 * stride] <-> [2, in, stride * out], the
+    # older frame first (`conv.layers.ConvTranspose1d`).
+    "conv_frames": (_to_frames, _from_frames),
+    "pointwise": (lambda x, shape: x[:, :, 0].T, lambda x, shape: x.T[:, :, None]),  # [out, in, 1]
+    "depthwise": (lambda x, shape: x[:, 0].T, lambda x, shape: x.T[:, None]),  # [D, 1, taps]
+    "count": (lambda x, shape: x.astype(np.int32), lambda x, shape: x.astype(np.int64)),
 }
 
 
@@ -66,12 +95,29 @@ def linear(
     return tensors + [Tensor(f"{name}.bias", (out,), (*path, "bias"))] * bias
 
 
+def conv(name: str, path: tuple[str, ...], out: int, into: int, taps: int) -> list[Tensor]:
+    """A convolution's weight [out, into, taps] and bias, here `kernel` and `bias`."""
+    return [
+        Tensor(f"{name}.weight", (out, into, taps), (*path, "kernel"), "conv"),
+        Tensor(f"{name}.bias", (out,), (*path, "bias")),
+    ]
+
+
 def modern_names(tensors: Mapping[str, Any]) -> dict[str, Any]:
     """Older exports write weight norm as `weight_g`, `weight_v`; the names of newer ones."""
     renamed = {}
     for name, value in tensors.items():
         name = re.sub(r"\.weight_g$", ".parametrizations.weight.original0", name)
         renamed[re.sub(r"\.weight_v$", ".parametrizations.weight.original1", name)] = value
+    return renamed
+
+
+def older_names(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `modern_names`, for codes that were published with the older ones."""
+    renamed = {}
+    for name, value in tensors.items():
+        name = name.replace(".parametrizations.weight.original0", ".weight_g")
+        renamed[name.replace(".parametrizations.weight.original1", ".weight_v")] = value
     return renamed
 
 
@@ -118,7 +164,7 @@ def to_variables(table: Sequence[Tensor], tensors: Mapping[str, np.ndarray]) -> 
                 raise LayoutError(f"{tensor.name} does not hold what is computed here")
             continue
         value = value.astype(np.int64 if tensor.kind == "count" else np.float32)
-        ours = KINDS[tensor.kind][0](value)
+        ours = KINDS[tensor.kind][0](value, tensor.shape)
         if tensor.layer is None:
             flat[tensor.path] = np.array(ours)
         else:
@@ -136,5 +182,6 @@ def to_state_dict(table: Sequence[Tensor], variables: Mapping) -> dict[str, np.n
             continue
         value = np.asarray(flat[tensor.path])
         value = value if tensor.layer is None else value[tensor.layer]
-        result[tensor.name] = np.array(KINDS[tensor.kind][1](value), order="C")
+        published = KINDS[tensor.kind][1](value, tensor.shape)
+        result[tensor.name] = np.array(published, order="C")
     return result

@@ -7,16 +7,21 @@ with. Parameters keep one name per layer (`block_0`, `block_1`, ...).
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from llmcodec_jax.codec.conformer import depthwise
-from llmcodec_jax.codec.stft import ISTFTHead, precision
+from llmcodec_jax.codec import layout
+from llmcodec_jax.codec.auv.conformer import depthwise
+from llmcodec_jax.codec.auv.stft import ISTFTHead, precision, published_window
+from llmcodec_jax.codec.layout import Tensor
 
 EPSILON = 1e-6
+Path = tuple[str, ...]
+
 GROUPS = 32  # of every group norm in the position net
 
 
@@ -80,9 +85,7 @@ def _conv(features: int, kernel: int, name: str, dtype: Any) -> nn.Conv:
 
 def _dense(features: int, name: str, dtype: Any) -> nn.Dense:
     start = nn.initializers.truncated_normal(0.02)
-    return nn.Dense(
-        features, dtype=dtype, precision=precision(dtype), kernel_init=start, name=name
-    )
+    return nn.Dense(features, dtype=dtype, precision=precision(dtype), kernel_init=start, name=name)
 
 
 class ConvNeXtBlock(nn.Module):
@@ -130,7 +133,9 @@ class AttentionBlock(nn.Module):
     def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
         width, exact = x.shape[-1], precision(self.dtype)
         normal = GroupNorm(name="norm")(x, mask)
-        query, key, value = (_dense(width, n, self.dtype)(normal) for n in ("query", "key", "value"))
+        query, key, value = (
+            _dense(width, n, self.dtype)(normal) for n in ("query", "key", "value")
+        )
         scores = jnp.einsum("bqc,bkc->bqk", query, key, precision=exact)
         scores = scores.astype(jnp.float32) * width**-0.5
         if mask is not None:
@@ -183,3 +188,55 @@ class VocosDecoder(nn.Module):
             x = block(x, mask, condition)
         x = _norm("final_norm", None, self.dtype)(x, condition)
         return ISTFTHead(self.hop, self.dtype, name="istft_head")(x, mask)
+
+
+def _norm_rows(name: str, path: Path, width: int, conditions: int | None) -> list[Tensor]:
+    if conditions is None:
+        return layout.affine(name, path, width)
+    return [
+        Tensor(f"{name}.{part}.weight", (conditions, width), (*path, part))
+        for part in ("scale", "shift")
+    ]
+
+
+def _position_net_rows(name: str, path: Path, width: int) -> list[Tensor]:
+    rows = []
+    for i in range(5):
+        block, here = f"{name}.{i}", (*path, f"block_{i}")
+        if i == 2:
+            rows += layout.affine(f"{block}.norm", (*here, "norm"), width)
+            parts = (("q", "query"), ("k", "key"), ("v", "value"), ("proj_out", "out"))
+            for published, ours in parts:
+                there, end = f"{block}.{published}", (*here, ours)
+                rows += [
+                    Tensor(f"{there}.weight", (width, width, 1), (*end, "kernel"), "pointwise"),
+                    Tensor(f"{there}.bias", (width,), (*end, "bias")),
+                ]
+            continue
+        for half in ("1", "2"):
+            rows += layout.affine(f"{block}.norm{half}", (*here, f"norm{half}"), width)
+            rows += layout.conv(f"{block}.conv{half}", (*here, f"conv{half}"), width, width, 3)
+    return rows + layout.affine(f"{name}.5", (*path, "norm"), width)
+
+
+def tensor_table(decoder: VocosDecoder, features: int, path: Path) -> list[Tensor]:
+    """Rows in the published names of a decoder of [B, T, features], its parameters below `path`."""
+    width, conditions, n_fft = decoder.width, decoder.conditions, 4 * decoder.hop
+    rows = layout.conv("backbone.embed", (*path, "embed"), width, features, 7)
+    rows += _norm_rows("backbone.norm", (*path, "norm"), width, conditions)
+    for i in range(decoder.layers):
+        block, here = f"backbone.convnext.{i}", (*path, f"block_{i}")
+        rows += [
+            Tensor(f"{block}.gamma", (width,), (*here, "gamma")),
+            Tensor(f"{block}.dwconv.weight", (width, 1, 7), (*here, "depthwise"), "depthwise"),
+            Tensor(f"{block}.dwconv.bias", (width,), (*here, "depthwise_bias")),
+            *_norm_rows(f"{block}.norm", (*here, "norm"), width, conditions),
+            *layout.linear(f"{block}.pwconv1", (*here, "up"), decoder.hidden, width),
+            *layout.linear(f"{block}.pwconv2", (*here, "down"), width, decoder.hidden),
+        ]
+    rows += layout.affine("backbone.final_layer_norm", (*path, "final_norm"), width)
+    if decoder.position_net:
+        rows += _position_net_rows("backbone.pos_net", (*path, "position_net"), width)
+    rows += layout.linear("head.out", (*path, "istft_head", "projection"), n_fft + 2, width)
+    window = functools.partial(published_window, n_fft)
+    return [*rows, Tensor("head.istft.window", (n_fft,), (), constant=window)]

@@ -92,7 +92,7 @@ def _quantizer_level(codec: AUV, level: int) -> list[Tensor]:
         weight = f"{prefix}.{name}.parametrizations.weight.original"
         tensors += [
             Tensor(f"{prefix}.{name}.bias", (out,), (*here, name, "bias")),
-            Tensor(f"{weight}0", (out, 1, 1), (*here, name, "scale"), "gain"),
+            Tensor(f"{weight}0", (out, 1, 1), (*here, name, "scale"), "flat"),
             Tensor(f"{weight}1", (out, into, 1), (*here, name, "direction"), "pointwise"),
         ]
     codebook = (codec.codebook_size, codec.code_dim)
