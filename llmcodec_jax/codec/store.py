@@ -275,13 +275,16 @@ def save_codec_folder(
 
 def save_safetensors(path: str | Path, codec: nn.Module, variables: Mapping) -> None:
     """Writes one `.safetensors` of published names that carries the codec's fields with it."""
-    tensors = registry.family_of(codec).to_published(codec, variables)
-    _write_safetensors(Path(path), tensors, describe(codec))
+    _write_safetensors(Path(path), _published(codec, variables), describe(codec))
 
 
 def save_torch(path: str | Path, codec: nn.Module, variables: Mapping) -> None:
     """Writes a `.pt` in the published layout, which `torch.load(weights_only=True)` opens."""
-    torch_file.write_state_dict(path, registry.family_of(codec).to_published(codec, variables))
+    torch_file.write_state_dict(path, _published(codec, variables))
+
+
+def _published(codec: nn.Module, variables: Mapping) -> dict[str, np.ndarray]:
+    return registry.family_of(codec).to_published(codec, jax.device_get(dict(variables)))
 
 
 def _write_safetensors(path: Path, tensors: dict[str, np.ndarray], description: dict) -> None:
