@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from llmcodec_jax.codec.inference import Codec
 
 __all__ = ["Codec", "load_codec"]
+__version__ = "0.2.0"
 
 
 def load_codec(codec: str | Path, dtype: str = "float32", batch_size: int | None = None) -> Codec:

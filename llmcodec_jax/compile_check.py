@@ -26,7 +26,7 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # compiling takes no c
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
-from absl import app, flags
+from absl import flags
 
 from llmcodec_jax import command_line
 from llmcodec_jax.compiling.program import check, target
@@ -76,4 +76,4 @@ def main(_) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=command_line.parse_flags)
+    command_line.start(main)

@@ -13,7 +13,7 @@ import logging
 import os
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from llmcodec_jax import command_line, train
 from llmcodec_jax.evaluation.reports import EvaluationError
@@ -82,5 +82,4 @@ def main(_) -> int:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    app.run(main, flags_parser=command_line.parse_flags)
+    command_line.start(main)

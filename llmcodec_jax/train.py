@@ -10,7 +10,7 @@ import logging
 import os
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 from llmcodec_jax import command_line
@@ -45,5 +45,4 @@ def main(_) -> int:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    app.run(main, flags_parser=command_line.parse_flags)
+    command_line.start(main)
