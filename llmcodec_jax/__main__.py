@@ -24,7 +24,7 @@ COMMANDS = {
     "decode": Command("decode", "token files -> audio files"),
     "evaluate": Command("evaluate", "reconstruction, token LM, coherence, consistency", "eval"),
     "export_tokens": Command("export_tokens", "token files -> Parquet or JSON lines", "eval"),
-    "convert": Command("convert", "published codec or LM weights -> a folder of ours"),
+    "convert": Command("convert", "published codec or LM weights -> a folder of ours", "train"),
     "export": Command("export", "a run's codec or merged LM for other systems", "train"),
     "train": Command("train", "train a codec from a config", "train", takes_config=True),
     "compile_check": Command(
