@@ -65,7 +65,8 @@ def test_version_is_the_changelogs(capsys):
     assert main(["--version"]) == 0
     assert llmcodec_jax.__version__ in capsys.readouterr().out
     newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
-    assert newest and newest[1] == llmcodec_jax.__version__
+    assert newest
+    assert newest[1] == llmcodec_jax.__version__
 
 
 def test_help_imports_nothing_heavy():
