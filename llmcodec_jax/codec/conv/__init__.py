@@ -1,0 +1,1 @@
+"""The convolutional codecs: the parts they share, then a file for each family."""
