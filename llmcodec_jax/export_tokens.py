@@ -3,36 +3,63 @@
     python -m llmcodec_jax.export_tokens --input DIR --output tokens.jsonl [--text]
 
 One row a clip, in path order: `id` (path below the folder, without suffix), `codes` (the numbers i
-of `<CODEC_i>`), `num_frames`, `num_samples`, `sample_rate`, and with --text `text`, the codes
-written as `<CODEC_12><CODEC_7>...`. `datasets.load_dataset("json" | "parquet", ...)` opens it.
+of `<CODEC_i>`), `num_frames`, `num_samples`, `sample_rate`, `levels`, `codebook_size`, `codec`
+(digest of the codec that made them) and with --text `text`, the codes written as
+`<CODEC_12><CODEC_7>...`. `datasets.load_dataset("json" | "parquet", ...)` opens it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
 
+from llmcodec_jax import files
 from llmcodec_jax.codec import jobs, tokens
 
 ROWS = 1000  # a Parquet row group
 
 
-def rows(work: jobs.Work, root: Path, codebook_size: int, text: bool) -> Iterator[dict]:
-    """Token files -> table rows; unreadable ones go to `work.failures`."""
+FIELDS = ("sample_rate", "levels", "codebook_size", "codec")
+"""In which all rows of a table agree: numbers of two codecs must not stand in one column."""
+
+
+def rows(work: jobs.Work, root: Path, codebook_size: int | None, text: bool) -> Iterator[dict]:
+    """Token files -> table rows; unreadable ones go to `work.failures`.
+
+    So do files of another codec than the first, and those of several levels where neither they
+    nor `codebook_size` say how many codes a level has.
+    """
+    first: tuple[Path, tuple] | None = None
     for source, _, clip in jobs.read_ahead(work, tokens.read):
-        numbers = tokens.vocabulary_index(clip.codes, codebook_size).tolist()
+        size = clip.codebook_size or codebook_size
+        if clip.levels > 1 and not size:
+            work.failures.append(
+                f"{source}: {clip.levels} levels of unknown size; give --codebook-size"
+            )
+            continue
+        kind = (clip.sample_rate, clip.levels, size, clip.codec)
+        first = first or (source, kind)
+        if kind != first[1]:
+            differing = [f for f, a, b in zip(FIELDS, kind, first[1], strict=True) if a != b]
+            work.failures.append(
+                f"{source}: made by another codec than {first[0]} ({', '.join(differing)})"
+            )
+            continue
+        numbers = tokens.vocabulary_index(clip.codes, size or 0).tolist()
         row = {
-            "id": source.relative_to(root).with_suffix("").as_posix(),
+            "id": jobs.printable(source.relative_to(root).with_suffix("").as_posix()),
             "codes": numbers,
             "num_frames": len(clip.codes),
             "num_samples": clip.num_samples,
             "sample_rate": clip.sample_rate,
+            "levels": clip.levels,
+            "codebook_size": size,
+            "codec": clip.codec,
         }
         if text:
             row["text"] = "".join(f"<CODEC_{number}>" for number in numbers)
@@ -52,6 +79,7 @@ def write_parquet(path: Path, table: Iterator[dict], text: bool) -> None:
 
     fields = {"id": pa.string(), "codes": pa.list_(pa.int32()), "num_frames": pa.int64()}
     fields |= {"num_samples": pa.int64(), "sample_rate": pa.int32()}
+    fields |= {"levels": pa.int32(), "codebook_size": pa.int32(), "codec": pa.string()}
     schema = pa.schema(fields | ({"text": pa.string()} if text else {}))
     with parquet.ParquetWriter(path, schema) as writer:
         group = []
@@ -69,7 +97,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", required=True, type=Path, help="NAME.jsonl or NAME.parquet")
     parser.add_argument("--text", action="store_true", help="add the codes as <CODEC_i> text")
     parser.add_argument(
-        "--codebook-size", type=int, default=20_480, help="of residual codecs' levels"
+        "--codebook-size",
+        type=jobs.positive,
+        help="codes of a level, for files of residual codecs that do not say",
     )
     args = parser.parse_args(argv)
     if args.output.suffix not in (".jsonl", ".parquet"):
@@ -79,17 +109,16 @@ def main(argv: list[str] | None = None) -> int:
     except FileNotFoundError as error:
         parser.error(str(error))
     root = args.input if args.input.is_dir() else args.input.parent
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    partial = args.output.with_name(f".{args.output.name}.{os.getpid()}.part")
     table = tqdm(rows(work, root, args.codebook_size, args.text), total=len(work.jobs), unit="clip")
     try:
-        if args.output.suffix == ".jsonl":
-            write_jsonl(partial, table)
-        else:
-            write_parquet(partial, table, args.text)
-        os.replace(partial, args.output)
-    finally:
-        partial.unlink(missing_ok=True)
+        with files.replacing(args.output) as partial:
+            if args.output.suffix == ".jsonl":
+                write_jsonl(partial, table)
+            else:
+                write_parquet(partial, table, args.text)
+    except OSError as error:
+        work.done = 0
+        work.failures.append(f"{args.output}: cannot be written ({error.strerror or error})")
     return work.finish("exported")
 
 

@@ -6,6 +6,8 @@ encode and as many to decode. Audio longer than the last bucket goes through ove
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -14,10 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from llmcodec_jax import audio, types
-from llmcodec_jax.codec import store, windows
+from llmcodec_jax.codec import registry, store, windows
 
-BUCKETS = (100, 300, 750, 1500)
-"""Padded lengths in frames; at 50 Hz 2, 6, 15 and 30 s."""
+BUCKET_SECONDS = (2.0, 6.0, 15.0, 30.0)
+"""Padded lengths; at 50 Hz 100, 300, 750 and 1500 frames."""
+FADE_SECONDS = 0.2
+"""Over which two windows' audio is blended where they meet."""
 
 
 class Codec:
@@ -32,14 +36,18 @@ class Codec:
         module: types.Codec,
         variables: dict,
         batch_size: int | None = None,
-        buckets: Sequence[int] = BUCKETS,
+        buckets: Sequence[int] | None = None,
     ):
         """`batch_size`: clips computed at once; by default 8 on accelerators, 1 on CPUs, where
-        it brings little and pads much. `buckets`: padded lengths in frames, ascending."""
+        it brings little and pads much. `buckets`: padded lengths in frames, ascending; by default
+        BUCKET_SECONDS at the codec's frame rate."""
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         self.module = module
         self.variables = jax.device_put(variables)
         self.batch_size = batch_size or (1 if jax.default_backend() == "cpu" else 8)
-        self.buckets = tuple(buckets)
+        seconds = (math.ceil(s * self.frame_rate) for s in BUCKET_SECONDS)
+        self.buckets = tuple(seconds if buckets is None else buckets)
         self._encode = jax.jit(self._encode_program)
         self._decode = jax.jit(self._decode_program)
 
@@ -67,6 +75,16 @@ class Codec:
     def frame_rate(self) -> float:
         """Frames (codes of one level) per second."""
         return self.sample_rate / self.hop
+
+    @property
+    def architecture(self) -> str:
+        """The family's name."""
+        return registry.family_of(self.module).name
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Which codec this is: equal for equal parameters, whatever file they came from."""
+        return store.digest(self.module, self.variables)
 
     @property
     def compilations(self) -> int:
@@ -123,7 +141,12 @@ class Codec:
         """Codes of any length -> consecutive pieces of audio, joined without seams."""
         window = self.buckets[-1]
         return windows.decode(
-            codes, lambda part: self._decode_rows([part])[0], window, self._context, self.hop
+            codes,
+            lambda part: self._decode_rows([part])[0],
+            window,
+            self._context,
+            self.hop,
+            fade=round(FADE_SECONDS * self.frame_rate),
         )
 
     def prepare(self, wav, sample_rate: int | None = None) -> np.ndarray:
@@ -143,10 +166,14 @@ class Codec:
         return mono if len(mono) else np.zeros(1, np.float32)
 
     def check_codes(self, codes) -> np.ndarray:
-        """Any integer array -> int32 codes of this codec's shape and range. Raises ValueError."""
+        """Any integer array -> int32 codes of this codec's shape and range. Raises ValueError.
+
+        Of a residual codec's levels the first few are enough.
+        """
         codes = np.asarray(codes)
-        shape = (len(codes),) if self.levels == 1 else (len(codes), self.levels)
-        if codes.shape != shape or not len(codes) or not np.issubdtype(codes.dtype, np.integer):
+        fits = codes.ndim == 1 if self.levels == 1 else codes.ndim == 2
+        fits = fits and codes.size and (codes.ndim == 1 or codes.shape[1] <= self.levels)
+        if not fits or not np.issubdtype(codes.dtype, np.integer):
             wanted = "[T]" if self.levels == 1 else f"[T, {self.levels}]"
             raise ValueError(f"codes must be integers {wanted}, got {codes.dtype} {codes.shape}")
         if codes.min() < 0 or codes.max() >= self.codebook_size:
@@ -200,6 +227,6 @@ class Codec:
 
 
 def load(path: str | Path, dtype: str = "float32", batch_size: int | None = None) -> Codec:
-    """CODEC path -> Codec (see `llmcodec_jax.load_codec`)."""
+    """CODEC -> Codec (see `llmcodec_jax.load_codec`)."""
     module, variables = store.load(path)
     return Codec(module.clone(dtype=dtype, remat=False), variables, batch_size)

@@ -1,9 +1,10 @@
-"""Whole folders: what is to be done, what is done already, what could not be read."""
+"""Whole folders: what is to be done, what is done already, what could not be read or written."""
 
 from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import dataclasses
 import itertools
 import sys
@@ -12,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from llmcodec_jax import audio
+from llmcodec_jax import audio, files
 from llmcodec_jax.codec.tokens import TokenError
 
 
@@ -24,15 +25,36 @@ class Work:
     skipped: int = 0  # targets that existed
     done: int = 0
     failures: list[str] = dataclasses.field(default_factory=list)  # one message a file
+    notes: list[str] = dataclasses.field(default_factory=list)  # what was not even looked at
+
+    @contextlib.contextmanager
+    def attempt(self, target: Path) -> Iterator[None]:
+        """Counts what the block makes as done; what it cannot read or write, as failed by name."""
+        try:
+            yield
+        except (audio.AudioError, TokenError) as error:
+            self.failures.append(str(error))
+        except OSError as error:
+            self.failures.append(f"{target}: cannot be written ({error.strerror or error})")
+        else:
+            self.done += 1
 
     def finish(self, what: str) -> int:
         """Prints the summary, every failure by name -> exit code: 1 if anything failed."""
+        for note in self.notes:
+            print(f"left out: {printable(note)}", file=sys.stderr)
         for failure in self.failures:
-            print(f"failed: {failure}", file=sys.stderr)
+            print(f"failed: {printable(failure)}", file=sys.stderr)
         print(
             f"{what}: {self.done} done, {self.skipped} already there, {len(self.failures)} failed"
         )
         return 1 if self.failures else 0
+
+
+def printable(text: str) -> str:
+    """A name as it can be shown and written: bytes that are no text, and controls, escaped."""
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def plan(
@@ -42,18 +64,23 @@ def plan(
 
     Raises FileNotFoundError for a missing input or a folder without matching files. Two inputs
     that would share an output (`x.wav`, `x.flac`) fail by name instead of overwriting each other.
+    Hidden files and linked folders are left out and noted.
     """
+    left_out: list[str] = []
     if source.is_file():
-        files, root = [source], source.parent
+        found, root = [source], source.parent
     elif source.is_dir():
-        found = (p for p in source.rglob("*") if p.suffix.lower() in extensions and p.is_file())
-        files, root = sorted(p for p in found if not p.name.startswith(".")), source
+        found, left_out = files.find(source, extensions)
+        root = source
     else:
         raise FileNotFoundError(f"{source}: no such file or folder")
-    if not files:
-        raise FileNotFoundError(f"{source}: no file ({', '.join(extensions)}) below this folder")
-    work, taken = Work([]), {}
-    for file in files:
+    if not found:
+        but = f"; left out {', '.join(left_out)}" if left_out else ""
+        raise FileNotFoundError(
+            f"{source}: no file ({', '.join(extensions)}) below this folder{but}"
+        )
+    work, taken = Work([], notes=left_out), {}
+    for file in found:
         target = output / file.relative_to(root).with_suffix(suffix)
         if target in taken:
             work.failures.append(f"{file}: its output would replace that of {taken[target]}")
@@ -86,7 +113,17 @@ def read_ahead(
             except (audio.AudioError, TokenError) as error:
                 work.failures.append(str(error))
                 continue
+            except OSError as error:
+                work.failures.append(f"{source}: cannot be read ({error.strerror or error})")
+                continue
             yield source, target, content
+
+
+def positive(text: str) -> int:
+    """An option's value: a whole number from 1 on."""
+    if not text.isdecimal() or not 0 < int(text) <= 65_536:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to 65536")
+    return int(text)
 
 
 def arguments(description: str, output_help: str) -> argparse.ArgumentParser:
@@ -97,8 +134,8 @@ def arguments(description: str, output_help: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--codec",
         required=True,
-        type=Path,
-        help="mini (shipped), run folder, converted folder, .safetensors export or published .pt",
+        help="mini (shipped), run or codec folder, .safetensors, .pt, Hugging Face model folder, "
+        "or hf:OWNER/NAME",
     )
     parser.add_argument("--input", required=True, type=Path, help="a file, or a folder of files")
     parser.add_argument("--output", required=True, type=Path, help=output_help)
@@ -106,7 +143,7 @@ def arguments(description: str, output_help: str) -> argparse.ArgumentParser:
         "--overwrite", action="store_true", help="redo files whose output exists already"
     )
     parser.add_argument(
-        "--batch-size", type=int, help="clips computed at once; by default 1 on CPUs, else 8"
+        "--batch-size", type=positive, help="clips computed at once; by default 1 on CPUs, else 8"
     )
     parser.add_argument(
         "--dtype",

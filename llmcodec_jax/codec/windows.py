@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-FADE = 10  # frames over which two windows' audio is blended where they meet
-
 
 def encode(
     blocks: Iterable[np.ndarray],
@@ -46,13 +44,14 @@ def decode(
     window: int,
     context: int,
     hop: int,
+    fade: int,
 ) -> Iterator[np.ndarray]:
     """Codes [T, ...] -> consecutive pieces of audio, T * hop samples together.
 
-    Neighbouring windows overlap by two contexts and are blended over FADE frames in the middle.
+    Neighbouring windows overlap by two contexts and are blended over `fade` frames in the middle.
     """
     step = window - 2 * context
-    fade = min(FADE, 2 * context) * hop
+    fade = min(fade, 2 * context) * hop
     ramp = (np.arange(fade, dtype=np.float32) + 0.5) / max(fade, 1)
     middle = context * hop - fade // 2  # where the blend starts, from the overlap's start
     tail = None

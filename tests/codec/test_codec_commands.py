@@ -155,27 +155,41 @@ def test_convert_then_load(tmp_path, small, small_folder):
 
 def test_tokens_to_tables(tmp_path, capsys):
     rng = np.random.default_rng(0)
-    clips = {
-        "a": rng.integers(0, 96, 7),
-        "d/b": rng.integers(0, 96, 300),
-        "e": np.array([[1, 2], [3, 4]]),
-    }
+    clips = {"a": rng.integers(0, 96, (7, 2)), "d/b": rng.integers(0, 96, (300, 2))}
+    clips["e"] = np.array([[1, 2], [3, 4]])
     for name, codes in clips.items():
-        tokens.write(tmp_path / f"in/{name}.npz", tokens.Tokens(codes, 16_000, 320 * len(codes)))
+        path, samples = tmp_path / f"in/{name}.npz", 320 * len(codes)
+        tokens.write(path, tokens.Tokens(codes, 16_000, samples, 96, 320, "auv", "one"))
+    foreign = tokens.Tokens(clips["e"], 16_000, 640, 96, 320, "auv", "two")
+    tokens.write(tmp_path / "in/foreign.npz", foreign)
     (tmp_path / "in/bad.npz").write_bytes(b"PK")
     for suffix in ("jsonl", "parquet"):
-        options = ["--text", "--codebook-size", "96"]
         arguments = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / f"t.{suffix}")]
-        assert export_tokens.main(arguments + options) == 1
-        assert "bad.npz" in capsys.readouterr().err
+        assert export_tokens.main([*arguments, "--text"]) == 1
+        said = capsys.readouterr().err
+        assert "bad.npz" in said
+        assert "foreign.npz: made by another codec than" in said
     rows = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == ["a", "d/b", "e"]
-    assert rows[0]["codes"] == clips["a"].tolist()
     assert rows[2]["codes"] == [1, 98, 3, 100]
-    assert rows[2]["num_frames"] == 2
+    assert (rows[2]["num_frames"], rows[2]["levels"], rows[2]["codebook_size"]) == (2, 2, 96)
     assert rows[2]["text"] == "<CODEC_1><CODEC_98><CODEC_3><CODEC_100>"
     parquet = pytest.importorskip("pyarrow.parquet")
     assert parquet.read_table(tmp_path / "t.parquet").to_pylist() == rows
+
+
+def test_levels_of_unknown_size_are_not_guessed(tmp_path, capsys):
+    """Files from before they said how many codes a level has."""
+    tokens.write(tmp_path / "in/old.npz", tokens.Tokens(np.array([[1, 2]]), 16_000, 320))
+    arguments = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "t.jsonl")]
+    assert export_tokens.main(arguments) == 1
+    assert "old.npz: 2 levels of unknown size; give --codebook-size" in capsys.readouterr().err
+    assert export_tokens.main([*arguments, "--codebook-size", "96"]) == 0
+    assert json.loads((tmp_path / "t.jsonl").read_text())["codes"] == [1, 98]
+    for wrong in ("0", "-3", "x", "1.5"):
+        with pytest.raises(SystemExit) as stop:
+            export_tokens.main([*arguments, "--codebook-size", wrong])
+        assert stop.value.code == 2
 
 
 def round_trip(folder, small_folder, count, seconds):
