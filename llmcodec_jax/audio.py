@@ -9,10 +9,12 @@ import numpy as np
 import soundfile
 import soxr
 
+from llmcodec_jax.errors import UserError
+
 EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 
 
-class AudioError(ValueError):
+class AudioError(UserError, ValueError):
     """A file that cannot be used as audio; the message names the file and the reason."""
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import logging
 import os
+import re
 import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
 
-from absl import app
+from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 from tqdm import tqdm
+
+from llmcodec_jax.errors import USAGE
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Run description, such as configs/base.py")
 
@@ -25,14 +29,49 @@ def start(main: Callable) -> None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """absl's parser, with one clear line instead of a traceback for a mistyped config field."""
+    """absl's parser; --help exits with 0, a wrong flag or config field with 2 and one line."""
+    if any(re.fullmatch(r"--?h(elp(short|full|xml)?)?", word) for word in argv[1:]):
+        try:
+            app.parse_flags_with_usage(argv)
+        except SystemExit:  # with 1, after printing the help
+            sys.exit(0)
     try:
-        return app.parse_flags_with_usage(_with_shipped_config(argv))
-    except (AttributeError, KeyError, TypeError) as error:
-        reason = str(error).strip("'\"").replace("\\n", " ").replace("\\'", "'")
-        sys.exit(f"error: config field {reason}")
-    except FileNotFoundError as error:
-        sys.exit(f"error: {error}")
+        argv = _with_shipped_config(argv)
+        _config_path(argv)
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        reason = str(error)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # of the config's own fields
+        reason = unknown_field(argv) or f"config field {error}"
+    print(f"error: {reason}\n(--help lists the flags)", file=sys.stderr)
+    sys.exit(USAGE)
+
+
+def _config_path(argv: list[str]) -> str | None:
+    """What --config names. Raises flags.Error where there is no such file: absl would go on."""
+    for word, after in zip(argv, [*argv[1:], ""], strict=True):
+        if name := re.fullmatch(r"--?config(?:=(.*))?", word):
+            path = after if name[1] is None else name[1]
+            if not Path(path.partition(":")[0]).is_file():
+                raise flags.Error(f"--config: there is no file {path!r}")
+            return path
+    return None
+
+
+def unknown_field(argv: list[str]) -> str | None:
+    """What to say of the first --config.a.b in `argv` that the config does not have."""
+    config = flags.FLAGS["config"].parser.parse(_config_path(argv))
+    for word in argv:
+        given = re.match(r"--?config\.([\w.]+)", word)
+        here, found = config, []
+        for name in given[1].split(".") if given else ():
+            fields = list(here.keys()) if hasattr(here, "keys") else []
+            if name not in fields:
+                near = difflib.get_close_matches(name, fields, 1)
+                hint = f"; did you mean {'.'.join([*found, *near])}?" if near else ""
+                return f"the config has no field {given[1]}{hint}"
+            here, found = here[name], [*found, name]
+    return None
 
 
 def find_config(name: str) -> str:
@@ -75,7 +114,7 @@ def _with_shipped_config(argv: list[str]) -> list[str]:
     return found
 
 
-def speak_up() -> None:
+def setup_logging() -> None:
     """Our own log lines on stderr, past the progress bar; other libraries' only from WARNING."""
     handler = _BarSafeHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))

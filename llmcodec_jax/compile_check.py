@@ -51,7 +51,7 @@ flags.mark_flag_as_required("config")
 
 
 def main(_) -> int:
-    command_line.speak_up()
+    command_line.setup_logging()
     if not TOPOLOGY.value:
         logger.error("--topology is needed, such as --topology v5e:4x4")
         return 2

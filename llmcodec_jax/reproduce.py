@@ -63,7 +63,7 @@ def about(data: Path, budget: float, folders: dict) -> str:
 
 
 def main(_) -> int:
-    command_line.speak_up()
+    command_line.setup_logging()
     keep_compilations()
     workdir = Path(train.WORKDIR.value or "runs/study")
     if train.CACHE.value:

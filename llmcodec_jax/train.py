@@ -28,7 +28,7 @@ flags.mark_flag_as_required("config")
 
 
 def main(_) -> int:
-    command_line.speak_up()
+    command_line.setup_logging()
     config = command_line.CONFIG.value
     path = config_flags.get_config_filename(flags.FLAGS["config"])
     workdir = Path(WORKDIR.value or Path("runs") / Path(path).stem)

@@ -30,6 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from llmcodec_jax import files
+from llmcodec_jax.errors import UserError
 
 MAX_BYTES = 1 << 28  # of one field, decompressed: 64 million codes, 15 days at 50 a second
 MAX_FIELDS = 64
@@ -45,7 +46,8 @@ _DAMAGE = (
 """What reading a damaged archive may raise."""
 
 
-class TokenError(ValueError):
+
+class TokenError(UserError, ValueError):
     """A token file that cannot be used; the message names the file and the reason."""
 
 

@@ -21,6 +21,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from llmcodec_jax.errors import UserError
+
 DTYPES = {
     "FloatStorage": np.dtype(np.float32),
     "DoubleStorage": np.dtype(np.float64),
@@ -37,7 +39,7 @@ STORAGES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_DESCRIPTION = 1 << 28  # bytes of data.pkl: a description, not the weights
 
 
-class TorchFileError(ValueError):
+class TorchFileError(UserError, ValueError):
     """A `.pt` file that cannot be read; the message names the file, the reason and the fix."""
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llmcodec_jax.compiling.report import roofline
+from llmcodec_jax.errors import UsageError
 from llmcodec_jax.hardware import chips, costs
 from llmcodec_jax.lm import decoder
 from llmcodec_jax.lm.config import LMConfig
@@ -27,7 +28,7 @@ from llmcodec_jax.types import Batch
 logger = logging.getLogger(__name__)
 
 
-class TopologyError(ValueError):
+class TopologyError(UsageError):
     """A topology that cannot be compiled for; the message says why."""
 
 

@@ -18,6 +18,7 @@ from llmcodec_jax.audio import AudioError
 from llmcodec_jax.data.examples import Example, ExampleMaker
 from llmcodec_jax.data.records import stable_hash
 from llmcodec_jax.data.sources import Part
+from llmcodec_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ _CANDIDATES = 64  # records tried for one place before the data is declared unus
 _ENDLESS = 2**40  # batches: grain wants a length
 
 
-class DataError(RuntimeError):
+class DataError(UserError, RuntimeError):
     """Most of the data is unusable; the message counts the reasons and names examples."""
 
 

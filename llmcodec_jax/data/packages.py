@@ -10,10 +10,12 @@ import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from llmcodec_jax.errors import UserError
+
 _TIMEOUT = 600  # seconds for one download
 
 
-class FetchError(RuntimeError):
+class FetchError(UserError, RuntimeError):
     """Something could not be fetched; the message says what was tried and what to do."""
 
 

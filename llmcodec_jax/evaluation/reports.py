@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from llmcodec_jax.errors import UserError
 
-class EvaluationError(ValueError):
+
+class EvaluationError(UserError, ValueError):
     """Inputs that cannot be compared; the message names the file and the fix."""
 
 

@@ -7,11 +7,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from llmcodec_jax.errors import UserError
+
 FAMILIES = {"qwen3": True, "llama": False, "mistral": False}
 """Supported `model_type` -> whether queries and keys are normalised per head."""
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A model description that this project cannot run; the message says which key."""
 
 

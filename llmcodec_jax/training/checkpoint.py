@@ -1,76 +1,51 @@
-"""Asynchronous Orbax checkpoints of the whole run: state, data position, config, LM identity."""
+"""Asynchronous checkpoints of the whole run: state, data position, config, LM identity.
+
+A checkpoint is `checkpoints/STEP/`: the arrays as Orbax writes them (`state`) and the notes
+(`about`, notes.py), committed together. Reading changes nothing on the disk.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import json
 import logging
-import re
+import math
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from llmcodec_jax.training import distributed, notes, resume
+from llmcodec_jax.training.notes import DamagedCheckpointError, Notes
+from llmcodec_jax.training.resume import CheckpointError
 
 logger = logging.getLogger(__name__)
 
-STATE_FIELDS = re.compile(
-    r"seed|codec\.(?!dtype|remat).*|discriminators\.(?!dtype|loss|r1_every).*"
-    r"|lm\.(horizons|bank|config\..*)|bridge\.logits"
-    r"|optim\.groups\..*\.(pattern|optimizer)|data\.(?!workers|prefetch|eval_).*"
+MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+"""What a file that is gone raises: damage. Any other OSError may pass by itself."""
+
+PASSING = (
+    "PERMISSION_DENIED",
+    "UNAUTHENTICATED",
+    "UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+    "RESOURCE_EXHAUSTED",
+    "ABORTED",
+    "Input/output error",
+    "Stale file handle",
+    "Too many open files",
 )
-"""Config fields that shape the state or the data order: a run cannot resume across a change."""
-
-UNREADABLE = (ValueError, KeyError, OSError)
-"""What Orbax raises for truncated, incomplete or missing checkpoint files."""
+"""How TensorStore's messages name troubles that say nothing about the files themselves."""
 
 
-class CheckpointError(RuntimeError):
-    """A run folder that cannot be resumed; the message says what to change."""
-
-
-def flatten(config: dict, prefix: str = "") -> dict[str, Any]:
-    """Nested dict -> {"a.b.c": leaf}."""
-    flat = {}
-    for name, value in config.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = _as_saved(value)
-    return flat
-
-
-def _as_saved(value: Any) -> Any:
-    """Tuples as the lists that JSON brings back, at any depth: a mixture's parts are tuples."""
-    return [_as_saved(v) for v in value] if isinstance(value, tuple | list) else value
-
-
-def differences(saved: dict, current: dict) -> dict[str, tuple[Any, Any]]:
-    """Fields whose values differ: {"a.b.c": (saved, current)}."""
-    old, new = flatten(saved), flatten(current)
-    return {
-        name: (old.get(name), new.get(name))
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
-    }
-
-
-def check_config(saved: dict, current: dict, folder: Path) -> None:
-    """Raises CheckpointError when a difference would break the state; logs the harmless ones."""
-    changed = differences(saved, current)
-    breaking = {name: values for name, values in changed.items() if STATE_FIELDS.fullmatch(name)}
-    if breaking:
-        lines = [
-            f"  {name}: {old!r} in the checkpoint, {new!r} now"
-            for name, (old, new) in breaking.items()
-        ]
-        raise CheckpointError(
-            f"{folder} was written by a run whose config differs where the state depends on it:\n"
-            + "\n".join(lines)
-            + "\nUse another --workdir, or restore these fields."
-        )
-    for name, (old, new) in changed.items():
-        logger.warning("config changed since the checkpoint: %s was %r, now %r", name, old, new)
+class UnavailableCheckpointError(CheckpointError):
+    """A checkpoint cannot be read at the moment; nothing says that it is damaged."""
 
 
 class Checkpoints:
@@ -79,81 +54,320 @@ class Checkpoints:
     def __init__(self, workdir: str | Path, keep: int):
         """`workdir`: a folder that all processes reach, or gs://BUCKET/FOLDER."""
         self.folder = epath.Path(workdir) / "checkpoints"
-        best = BestN(get_metric_fn=lambda metrics: metrics["mel"], reverse=True, n=1)
-        self._manager = ocp.CheckpointManager(
-            self.folder if "://" in str(workdir) else self.folder.resolve(),
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
-                enable_async_checkpointing=True,
-            ),
-        )
+        if "://" not in str(workdir):
+            self.folder = self.folder.absolute()
+        self._keep = keep
+        self._writer: ocp.AsyncCheckpointer | None = None
+        self._pending: int | None = None  # the step that is being written
+        self._mels: dict[int, float | None] = {}  # of the checkpoints there are
+        self._replaced: list[int] = []  # newer than the one that was resumed from
 
-    def save(self, step: int, state, data_state: dict, config: dict, lm_digest: str, mel: float):
-        """Starts an asynchronous save; `data_state` is the loader's before the step's batch."""
-        if step in self._manager.all_steps():
-            return
-        about = {"config": config, "lm_digest": lm_digest}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                data=ocp.args.JsonSave(data_state),
-                about=ocp.args.JsonSave(about),
-            ),
-            metrics={"mel": mel},
-        )
+    def steps(self) -> list[int]:
+        """Steps of the committed checkpoints, ascending."""
+        if not self.folder.exists():
+            return []
+        found = [path for path in self.folder.iterdir() if path.name.isdigit()]
+        if "://" in str(self.folder):  # no folder is renamed there: a file marks the commit
+            found = [path for path in found if (path / "commit_success.txt").exists()]
+        return sorted(int(path.name) for path in found)
 
-    def restore(self, abstract_state, config: dict, lm_digest: str) -> tuple[Any, dict] | None:
-        """Newest readable checkpoint -> (state, data_state), or None in a fresh folder.
+    def save(
+        self,
+        step: int,
+        state,
+        position: dict,
+        config: dict,
+        lm_digest: str,
+        mel: float | None = None,
+    ) -> None:
+        """Starts an asynchronous save, after the one before is committed; see `finish`.
 
-        `abstract_state` carries shapes, dtypes and shardings. An unreadable newest checkpoint is
-        set aside with a warning and the one before is used. Raises CheckpointError if the config
-        or the LM changed, or if checkpoints exist and none can be read.
+        `position` is the loader's state before the step's batch, `mel` the held-out distance of
+        this very state, if it was evaluated. Raises CheckpointError if the save before failed.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
+        self.finish()
+        if step in self._mels:
+            return
+        self._set_aside(self._replaced)
+        self._replaced = []
+        leaves = notes.describe_with_checksums(state)
+        about = Notes(step, config, lm_digest, position, mel, leaves)
+        with _one_line(f"checkpoint {self.folder / str(step)} could not be written"):
+            self._writer = self._writer or ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+            self._writer.save(
+                self.folder / str(step),
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about.to_fields())
+                ),
+            )
+        self._pending, self._mels[step] = step, mel
+
+    def finish(self) -> None:
+        """Waits for the save in flight, then lets older checkpoints go.
+
+        Raises CheckpointError if it failed: what was written of it is removed, and the
+        checkpoints before are untouched.
+        """
+        if self._pending is None or self._writer is None:
+            return
+        step, self._pending = self._pending, None
+        try:
+            with _one_line(f"checkpoint {self.folder / str(step)} could not be written"):
+                self._writer.wait_until_finished()
+        except CheckpointError:
+            del self._mels[step]
+            self._remove_unfinished()
+            raise
+        self._let_go()
+
+    def close(self) -> None:
+        """Waits for the save in flight; see `finish`."""
+        try:
+            self.finish()
+        finally:
+            if self._writer is not None:
+                self._writer.close()
+            self._writer = None
+
+    def restore(
+        self, abstract_state, config: dict, lm_digest: str, *, restart: bool = False
+    ) -> tuple[Any, dict] | None:
+        """Newest whole checkpoint -> (state, data position), or None in a fresh folder.
+
+        `abstract_state` carries shapes, dtypes and shardings. A damaged checkpoint is passed over
+        with a warning for the one before; it is renamed once its place is needed. `restart` moves
+        all that is there out of the way. Raises CheckpointError if the config, the state's
+        structure or the LM differ, if a checkpoint cannot be read at the moment, or if there are
+        checkpoints and none is whole. All processes find the same.
+        """
+        if restart:
+            self._set_all_aside()
+            return None
+        steps = sorted(self.steps(), reverse=True)
         for step in steps:
             try:
-                about = self._read(step, about=ocp.args.JsonRestore())["about"]
-            except UNREADABLE as error:
-                self._set_aside(step, error)
-                continue
-            check_config(about["config"], config, self.folder)
-            if about["lm_digest"] != lm_digest:
-                raise CheckpointError(
-                    f"{self.folder} was trained against another frozen LM (digest "
-                    f"{about['lm_digest']}, this one is {lm_digest}); point --config.lm.path to it"
+                state, about = distributed.together(
+                    lambda step=step: self._read(step, abstract_state, config, lm_digest),
+                    DamagedCheckpointError,
+                    CheckpointError,
                 )
-            try:
-                read = self._read(
-                    step,
-                    state=ocp.args.StandardRestore(abstract_state),
-                    data=ocp.args.JsonRestore(),
-                )
-            except UNREADABLE as error:
-                self._set_aside(step, error)
+                self._compare(state, about)
+            except DamagedCheckpointError as error:
+                path = self.folder / str(step)
+                logger.warning("checkpoint %s is damaged: %s; trying the one before", path, error)
                 continue
+            self._begin_after(step)
+            resume.log_changes(about.config, config)
             logger.info("resumed from %s", self.folder / str(step))
-            return read["state"], read["data"]
-        if steps:
-            raise CheckpointError(f"{self.folder}: none of the checkpoints {steps} can be read")
+            return state, about.position
+        self._refuse_leftovers(steps)
+        self._remove_unfinished()
         return None
 
-    def close(self):
-        """Waits for saves in flight."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+    def read_arrays(self, names: tuple[str, ...]) -> tuple[Notes, dict[str, np.ndarray]]:
+        """Some trained parameters of the newest whole checkpoint, nothing else being read.
 
-    def _read(self, step: int, **items):
-        return self._manager.restore(step, args=ocp.args.Composite(**items))
+        -> (notes, {name: array [...]}) for the names below `params` that the checkpoint has.
+        Raises CheckpointError where no checkpoint is whole.
+        """
+        for step in sorted(self.steps(), reverse=True):
+            try:
+                about = self._read_notes(step)
+                return about, self._read_some(step, about, names)
+            except DamagedCheckpointError as error:
+                path = self.folder / str(step)
+                logger.warning("checkpoint %s is damaged: %s; trying the one before", path, error)
+        raise CheckpointError(f"{self.folder}: no whole checkpoint; is this a run folder?")
 
-    def _set_aside(self, step: int, error: Exception):
-        """Moves an unreadable checkpoint out of the series, so that its step can be saved anew."""
-        logger.warning(
-            "checkpoint %s is unreadable (%s); using the one before",
-            self.folder / str(step),
-            str(error).splitlines()[0][:200],
-        )
-        if jax.process_index() == 0:
+    def _read(self, step: int, abstract_state, config, lm_digest) -> tuple[Any, Notes]:
+        about = self._read_notes(step)
+        path = self.folder / str(step)
+        resume.check_config(about.config, config, path)
+        if about.lm_digest != lm_digest:
+            raise CheckpointError(
+                f"{path} was trained against another frozen LM (digest {about.lm_digest}, this "
+                f"one is {lm_digest}); point --config.lm.path to it"
+            )
+        if about.leaves is not None:
+            changed = resume.differences(about.config, config)
+            resume.check_structure(about.leaves, notes.describe(abstract_state), changed, path)
+        arguments = ocp.args.StandardRestore(abstract_state)
+        return self._read_state(step, ocp.StandardCheckpointHandler(), arguments), about
+
+    def _read_notes(self, step: int) -> Notes:
+        about = Notes.from_text(self._read_text(step, "about"), step)
+        if about.leaves is None:  # format 1 kept the position in a file of its own
+            try:
+                position = json.loads(self._read_text(step, "data"))
+            except json.JSONDecodeError as error:
+                raise DamagedCheckpointError(f"its data position is not JSON ({error})") from error
+            about = Notes(step, about.config, about.lm_digest, position)
+        if not about.position or about.position.get("batches", step) != step:
+            raise DamagedCheckpointError(f"its data position is {about.position!r}")
+        return about
+
+    def _read_text(self, step: int, item: str, name: str = "metadata") -> str:
+        path = self.folder / str(step) / item / name
+        try:
+            return path.read_text()
+        except (*MISSING, UnicodeDecodeError) as error:
+            raise DamagedCheckpointError(f"{item}: {error}") from error
+        except OSError as error:
+            raise UnavailableCheckpointError(f"{path} cannot be read now: {error}") from error
+
+    def _read_state(self, step: int, handler, arguments) -> Any:
+        path = self.folder / str(step) / "state"
+        try:
+            with _without_noise():
+                return handler.restore(path, args=arguments)
+        except MemoryError:
+            raise
+        except Exception as error:  # the one call that raises bare Exceptions for damaged files
+            cause = error.__cause__ or error
+            reason = (str(cause).splitlines() or [type(cause).__name__])[0][:300]
+            transient = isinstance(cause, OSError) and not isinstance(cause, MISSING)
+            if transient or any(word in str(cause) for word in PASSING):
+                raise UnavailableCheckpointError(f"{path} cannot be read now: {reason}") from error
+            raise DamagedCheckpointError(reason) from error
+
+    def _read_some(self, step: int, about: Notes, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+        handler = ocp.PyTreeCheckpointHandler()
+        path = self.folder / str(step) / "state"
+        try:
+            saved = handler.metadata(path).tree["params"]
+        except (*MISSING, ValueError, KeyError, TypeError) as error:
+            raise DamagedCheckpointError(f"state: {error}") from error
+        wanted = {"params": {name: saved[name] for name in names if name in saved}}
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+        arguments = ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True)
+        found = self._read_state(step, handler, arguments)
+        self._compare(jax.tree.map(jax.numpy.asarray, found), about)
+        return found["params"]
+
+    def _compare(self, state, about: Notes) -> None:
+        """Raises DamagedCheckpointError where the arrays are not those of the notes."""
+        found = notes.describe_with_checksums(state)
+        for name, leaf in (about.leaves or {}).items():
+            if name in found and found[name] != leaf:
+                raise DamagedCheckpointError(f"{name} was changed since it was written")
+        steps = [x for x in jax.tree_util.tree_leaves_with_path(state) if _is_step(x[0])]
+        if steps and int(steps[0][1]) != about.step:
+            raise DamagedCheckpointError(f"its state is that of step {int(steps[0][1])}")
+
+    def _begin_after(self, step: int) -> None:
+        """Notes what is there when a run goes on from `step`."""
+        self._remove_unfinished()
+        self._replaced = [other for other in self.steps() if other > step]
+        for other in self.steps():
+            if other <= step:
+                self._mels[other] = self._mel(other)
+
+    def _mel(self, step: int) -> float | None:
+        try:
+            about = self._read_notes(step)
+            if about.leaves is None:
+                return json.loads(self._read_text(step, "metrics", "metrics")).get("mel")
+        except (DamagedCheckpointError, UnavailableCheckpointError, json.JSONDecodeError):
+            return None  # never the best then; it stays while it is among the newest
+        return about.mel
+
+    def _let_go(self) -> None:
+        """Removes all but the newest `keep` and the best."""
+        kept = set(sorted(self._mels)[-self._keep :])
+        scored = {s: m for s, m in self._mels.items() if m is not None and math.isfinite(m)}
+        kept |= {min(scored, key=scored.__getitem__)} if scored else set()
+        for step in self._mels.keys() - kept:
+            del self._mels[step]
+            self._on_first_process(lambda path=self.folder / str(step): path.rmtree())
+
+    def _set_aside(self, steps: list[int]) -> None:
+        """Renames checkpoints that were passed over, so that their steps can be saved anew."""
+        for step in steps:
             source = self.folder / str(step)
-            source.rename(source.with_name(f"unreadable-{step}"))
-        self._manager.reload()
+            target = _free(lambda n, step=step: self.folder / f"unreadable-{step}{n}")
+            self._on_first_process(lambda a=source, b=target: a.rename(b))
+
+    def _set_all_aside(self) -> None:
+        if self.folder.exists():
+            target = _free(lambda n: self.folder.with_name(f"checkpoints-before-restart{n}"))
+            logger.info("--restart: %s is now %s", self.folder, target)
+            self._on_first_process(lambda: self.folder.rename(target))
+
+    def _refuse_leftovers(self, steps: list[int]) -> None:
+        others = [p.name for p in self.folder.glob("unreadable-*")] if self.folder.exists() else []
+        if steps or others:
+            raise CheckpointError(
+                f"{self.folder}: none of the checkpoints {steps or others} can be read; nothing "
+                "was changed. Use another --workdir, or --restart to begin again at step 0 (they "
+                "are kept beside the new ones)"
+            )
+
+    def _remove_unfinished(self) -> None:
+        """Saves that a kill or an error cut short: no other process may be writing here."""
+        if self.folder.exists():
+            for path in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                self._on_first_process(lambda path=path: path.rmtree())
+
+    def _on_first_process(self, change: Callable[[], None]) -> None:
+        if jax.process_index() == 0:
+            change()
+
+
+def _is_step(path) -> bool:
+    return notes.path_name(path) == "step"
+
+
+def _free(name: Callable[[str], epath.Path]) -> epath.Path:
+    """The first of name(""), name("-2"), name("-3"), ... that does not exist."""
+    number = 1
+    while name("" if number == 1 else f"-{number}").exists():
+        number += 1
+    return name("" if number == 1 else f"-{number}")
+
+
+@contextlib.contextmanager
+def _one_line(what: str) -> Iterator[None]:
+    """Any failure of Orbax's writer as one CheckpointError."""
+    try:
+        with _without_noise():
+            yield
+    except MemoryError:
+        raise
+    except Exception as error:  # it raises again whatever its threads met, of any type
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"{what}: {_ending(reason)}. The checkpoints before it are whole: the same command "
+            "goes on from the newest"
+        ) from error
+
+
+def _ending(reason: str, length: int = 200) -> str:
+    """The end of a long message: TensorStore tells the cause last."""
+    reason = reason.partition(" [source locations=")[0]
+    return reason if len(reason) <= length else f"... {reason[-length:]}"
+
+
+@contextlib.contextmanager
+def _without_noise() -> Iterator[None]:
+    """Without the tracebacks of futures that nobody asks any more: the error itself is raised."""
+    hooks = sys.unraisablehook, sys.excepthook
+    sys.unraisablehook = sys.excepthook = lambda *_: None
+    try:
+        yield
+    except Exception:
+        gc.collect()  # now, while they are silent
+        raise
+    finally:
+        sys.unraisablehook, sys.excepthook = hooks
+
+
+class _RaisedAnyway(logging.Filter):
+    """Drops what Orbax's threads log of errors that `finish` raises."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        told = record.getMessage()
+        return not ("orbax" in record.pathname or "orbax" in told or "OCDBT" in told)
+
+
+for _name in ("absl", "asyncio"):
+    logging.getLogger(_name).addFilter(_RaisedAnyway())

@@ -5,20 +5,32 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
+import signal
 import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from llmcodec_jax.errors import UserError
 from llmcodec_jax.training import sharding
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-SILENCE_SECONDS = 1800
-"""A process whose step (its compilation included) takes longer ends itself, see `watch`."""
+STEP_SECONDS = "LLMCODEC_STEP_TIMEOUT"
+"""Environment variable: a process whose step takes longer than so many seconds (600) ends."""
+
+PAUSE_SECONDS = "LLMCODEC_PAUSE_TIMEOUT"
+"""The same for what happens between steps (3600): compiling, evaluating, restoring, saving."""
 
 
 def called_for(environment=os.environ) -> bool:
@@ -82,16 +94,64 @@ class StopVote:
         return answer
 
 
-def watch(seconds: int = SILENCE_SECONDS) -> None:
+def together(action: Callable[[], T], *errors: type[UserError]) -> T:
+    """Runs `action` on every process, and raises on all of them where one of `errors` came up.
+
+    Nobody waits in a collective for a process that has given up. All processes must call it.
+    """
+    result, problem = None, None
+    try:
+        result = action()
+    except errors as error:
+        problem = error
+    if jax.process_count() == 1:
+        if problem:
+            raise problem
+        return result
+    kind = next((i for i, e in enumerate(errors, 1) if isinstance(problem, e)), 0)
+    text = str(problem or "").encode()[:1000]
+    told = multihost_utils.process_allgather(
+        np.frombuffer(bytes([kind]) + text.ljust(1000, b"\0"), np.uint8)
+    )
+    if problem:
+        raise problem
+    for process, (number, *text) in enumerate(np.asarray(told).tolist()):
+        if number:
+            message = bytes(text).rstrip(b"\0").decode(errors="replace")
+            raise errors[number - 1](f"process {process}: {message}")
+    return result
+
+
+def start_watchdog(variable: str = STEP_SECONDS, environment=os.environ) -> None:
     """Ends this process, with the stacks of its threads on stderr, unless called again in time.
 
     A peer that hangs but lives keeps its heartbeat; this is what bounds the wait for it. Does
     nothing in a run of one process.
     """
     if jax.process_count() > 1:
+        seconds = float(
+            environment.get(variable, {STEP_SECONDS: 600, PAUSE_SECONDS: 3600}[variable])
+        )
         faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
 
 
-def rest() -> None:
-    """Ends the `watch`."""
+def stop_watchdog() -> None:
+    """Ends the watch."""
     faulthandler.cancel_dump_traceback_later()
+
+
+def end_with_launcher(environment=os.environ) -> None:
+    """Sends this process a SIGTERM once the launch script that started it is gone.
+
+    LLMCODEC_LAUNCHER holds the script's process id. A script that was killed can pass nothing on.
+    """
+    if "LLMCODEC_LAUNCHER" not in environment:
+        return
+    launcher = int(environment["LLMCODEC_LAUNCHER"])
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="launcher-watch", daemon=True).start()

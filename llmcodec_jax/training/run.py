@@ -17,8 +17,9 @@ from llmcodec_jax.data.prefetch import prefetch
 from llmcodec_jax.lm.load import load_lm
 from llmcodec_jax.lm.weights import digest
 from llmcodec_jax.training import journal, loop, report, sharding
-from llmcodec_jax.training.checkpoint import CheckpointError, Checkpoints
+from llmcodec_jax.training.checkpoint import Checkpoints
 from llmcodec_jax.training.method import Method
+from llmcodec_jax.training.resume import CheckpointError
 from llmcodec_jax.training.state import init_state
 
 logger = logging.getLogger(__name__)
