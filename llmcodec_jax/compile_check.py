@@ -31,6 +31,7 @@ from absl import flags
 from llmcodec_jax import command_line
 from llmcodec_jax.compiling.program import check, target
 from llmcodec_jax.compiling.report import describe, scaling_table
+from llmcodec_jax.errors import answer_errors
 
 logger = logging.getLogger("llmcodec_jax.compile_check")  # also when run as __main__
 
@@ -50,6 +51,7 @@ flags.adopt_module_key_flags(command_line)
 flags.mark_flag_as_required("config")
 
 
+@answer_errors
 def main(_) -> int:
     command_line.setup_logging()
     if not TOPOLOGY.value:
@@ -62,11 +64,7 @@ def main(_) -> int:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
     elif EFFORT.value == "quick":
         jax.config.update("jax_optimization_level", "O0")
-    try:
-        report = check(command_line.CONFIG.value, target(TOPOLOGY.value), PHASES.value)
-    except ValueError as error:
-        logger.error("%s", error)
-        return 2
+    report = check(command_line.CONFIG.value, target(TOPOLOGY.value), PHASES.value)
     if OUTPUT.value:
         Path(OUTPUT.value).write_text(json.dumps(report, indent=1) + "\n")
     print(describe(report))

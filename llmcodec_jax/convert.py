@@ -10,6 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from llmcodec_jax.errors import answer_errors
+
 
 def convert_codec(source: str, output: Path, dtype: str) -> None:
     """Any CODEC (published .pt, .safetensors, run, folder) -> a converted folder."""
@@ -33,6 +35,7 @@ def convert_qwen3(source: Path, output: Path, dtype: str) -> None:
     print(f"{output}: {config}")
 
 
+@answer_errors
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
@@ -46,13 +49,10 @@ def main(argv: list[str] | None = None) -> int:
         )
         command.add_argument("--output", required=True, type=Path, help="folder to write")
     args = parser.parse_args(argv)
-    try:
-        if args.command != "qwen3":
-            convert_codec(args.input, args.output, args.dtype)
-        else:
-            convert_qwen3(args.input, args.output, args.dtype)
-    except (ValueError, FileNotFoundError) as error:
-        parser.error(str(error))
+    if args.command != "qwen3":
+        convert_codec(args.input, args.output, args.dtype)
+    else:
+        convert_qwen3(args.input, args.output, args.dtype)
     return 0
 
 

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from llmcodec_jax import audio
 from llmcodec_jax.codec import jobs, tokens
+from llmcodec_jax.errors import answer_errors
 
 
 def check(codec, path: Path) -> tokens.Tokens:
@@ -71,14 +72,12 @@ def decode_corpus(codec, work: jobs.Work) -> None:
             bar.update(work.done + len(work.failures) - bar.n)
 
 
+@answer_errors
 def main(argv: list[str] | None = None) -> int:
     parser = jobs.arguments(__doc__.splitlines()[0], "folder for the audio")
     parser.add_argument("--format", default="wav", choices=("wav", "flac"), help="of the audio")
     args = parser.parse_args(argv)
-    try:
-        work = jobs.plan(args.input, args.output, f".{args.format}", (".npz",), args.overwrite)
-    except FileNotFoundError as error:
-        parser.error(str(error))
+    work = jobs.plan(args.input, args.output, f".{args.format}", (".npz",), args.overwrite)
     if work.jobs:
         import llmcodec_jax
 

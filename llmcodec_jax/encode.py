@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from llmcodec_jax import audio
 from llmcodec_jax.codec import jobs, tokens
+from llmcodec_jax.errors import answer_errors
 
 LONG = 300.0  # seconds from which a file is streamed instead of read whole
 BLOCK = 10.0  # seconds a streamed block
@@ -93,13 +94,11 @@ def encode_corpus(codec, work: jobs.Work) -> None:
             bar.update(work.done + len(work.failures) - bar.n)
 
 
+@answer_errors
 def main(argv: list[str] | None = None) -> int:
     parser = jobs.arguments(__doc__.splitlines()[0], "folder for the .npz token files")
     args = parser.parse_args(argv)
-    try:
-        work = jobs.plan(args.input, args.output, ".npz", audio.EXTENSIONS, args.overwrite)
-    except FileNotFoundError as error:
-        parser.error(str(error))
+    work = jobs.plan(args.input, args.output, ".npz", audio.EXTENSIONS, args.overwrite)
     if work.jobs:
         import llmcodec_jax
 

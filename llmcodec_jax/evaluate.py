@@ -10,11 +10,9 @@ import argparse
 import dataclasses
 import json
 import logging
-import sys
 from pathlib import Path
 
-from llmcodec_jax.audio import AudioError
-from llmcodec_jax.codec.tokens import TokenError
+from llmcodec_jax.errors import answer_errors
 from llmcodec_jax.evaluation.reports import EvaluationError
 
 
@@ -264,6 +262,7 @@ def _other_parsers(commands) -> None:
     parser.set_defaults(run=compare)
 
 
+@answer_errors
 def main(argv: list[str] | None = None) -> int:
     """Runs one sub-command; returns the process's exit code."""
     parser = argparse.ArgumentParser(
@@ -274,11 +273,7 @@ def main(argv: list[str] | None = None) -> int:
         add(commands)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        args.run(args)
-    except (AudioError, EvaluationError, TokenError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    args.run(args)
     return 0
 
 

@@ -10,66 +10,53 @@ python -m llmcodec_jax.export --run RUN --format auv|safetensors|hf --output PAT
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
-import orbax.checkpoint as ocp
 
 from llmcodec_jax.codec import store
 from llmcodec_jax.codec.store import save_safetensors, save_torch
 from llmcodec_jax.data.embedded import lm_path
+from llmcodec_jax.errors import answer_errors
 from llmcodec_jax.lm import huggingface
 from llmcodec_jax.lm.load import load_lm
+from llmcodec_jax.training.checkpoint import Checkpoints
+from llmcodec_jax.training.notes import Notes
+from llmcodec_jax.training.resume import CheckpointError
 
 
-def newest_checkpoint(run: Path) -> Path:
-    """The run's newest complete checkpoint. Raises FileNotFoundError."""
-    found = [p for p in (run / "checkpoints").glob("*") if p.name.isdigit()]
-    if not found:
-        raise FileNotFoundError(f"{run / 'checkpoints'}: no checkpoint; is this a run folder?")
-    return max(found, key=lambda p: int(p.name))
-
-
-def audio_rows(checkpoint: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(input rows [V, H], head rows [V, H]) out of a checkpoint, nothing else being read.
+def audio_rows(run: Path) -> tuple[Notes, np.ndarray, np.ndarray]:
+    """The newest checkpoint's (notes, input rows [V, H], head rows [V, H]), nothing else read.
 
     The first future-token head predicts the next code: it is the language model's audio head.
-    Raises ValueError where the run had no language model.
+    Raises CheckpointError where there is no checkpoint or the run had no language model.
     """
-    handler = ocp.PyTreeCheckpointHandler()
-    with ocp.Checkpointer(handler) as checkpointer:
-        folder = (checkpoint / "state").resolve()
-        saved = checkpointer.metadata(folder).item_metadata.tree["params"]
-        names = ("audio_embedding", "ftp_heads")
-        if not all(name in saved for name in names):
-            raise ValueError(f"{checkpoint}: this run trained no language model's audio rows")
-        wanted = {"params": {name: saved[name] for name in names}}
-        as_numpy = {"params": {n: ocp.RestoreArgs(restore_type=np.ndarray) for n in names}}
-        restored = checkpointer.restore(
-            folder,
-            args=ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True),
-        )["params"]
-    return restored["audio_embedding"], restored["ftp_heads"][0]
+    checkpoints = Checkpoints.of_run(run)
+    about, found = checkpoints.read_arrays(("audio_embedding", "ftp_heads"))
+    if len(found) < 2:
+        raise CheckpointError(
+            f"{checkpoints.folder}: this run trained no language model's audio rows"
+        )
+    return about, found["audio_embedding"], found["ftp_heads"][0]
 
 
 def export_language_model(run: Path, output: Path) -> None:
     """Merges the run's audio rows into its frozen LM: a Hugging Face folder, written whole."""
-    checkpoint = newest_checkpoint(run)
-    embedding, head = audio_rows(checkpoint)
-    about = json.loads((checkpoint / "about" / "metadata").read_text())
-    lm = about["config"]["lm"]
-    path = lm_path(lm["path"])
-    config, params, tokenizer = load_lm(path, lm["dtype"])
-    partial = output.with_name(f".{output.name}.part")
-    shutil.rmtree(partial, ignore_errors=True)
-    huggingface.export(partial, config, params, tokenizer, embedding, head)
-    os.rename(partial, output)
+    about, embedding, head = audio_rows(run)
+    lm = about.config["lm"]
+    config, params, tokenizer = load_lm(lm_path(lm["path"]), lm["dtype"])
+    partial = output.with_name(f".{output.name}.{os.getpid()}.part")
+    try:
+        huggingface.export(partial, config, params, tokenizer, embedding, head)
+        os.rename(partial, output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
+@answer_errors
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -81,14 +68,11 @@ def main(argv: list[str] | None = None) -> int:
     if args.output.exists():
         parser.error(f"{args.output} exists; name another or remove it")
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        if args.format == "hf":
-            export_language_model(args.run, args.output)
-        else:
-            write = {"auv": save_torch, "safetensors": save_safetensors}[args.format]
-            write(args.output, *store.load(args.run))
-    except (ValueError, FileNotFoundError) as error:
-        parser.error(str(error))
+    if args.format == "hf":
+        export_language_model(args.run, args.output)
+    else:
+        write = {"auv": save_torch, "safetensors": save_safetensors}[args.format]
+        write(args.output, *store.load(args.run))
     print(args.output)
     return 0
 

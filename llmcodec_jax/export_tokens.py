@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from llmcodec_jax import files
 from llmcodec_jax.codec import jobs, tokens
+from llmcodec_jax.errors import answer_errors
 
 ROWS = 1000  # a Parquet row group
 
@@ -91,6 +92,7 @@ def write_parquet(path: Path, table: Iterator[dict], text: bool) -> None:
         writer.write_table(pa.Table.from_pylist(group, schema))
 
 
+@answer_errors
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--input", required=True, type=Path, help="folder of .npz token files")
@@ -104,10 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.output.suffix not in (".jsonl", ".parquet"):
         parser.error("--output must end in .jsonl or .parquet")
-    try:
-        work = jobs.plan(args.input, Path("."), ".row", (".npz",), overwrite=True)
-    except FileNotFoundError as error:
-        parser.error(str(error))
+    work = jobs.plan(args.input, Path("."), ".row", (".npz",), overwrite=True)
     root = args.input if args.input.is_dir() else args.input.parent
     table = tqdm(rows(work, root, args.codebook_size, args.text), total=len(work.jobs), unit="clip")
     try:

@@ -16,9 +16,9 @@ from pathlib import Path
 from absl import flags
 
 from llmcodec_jax import command_line, train
-from llmcodec_jax.evaluation.reports import EvaluationError
+from llmcodec_jax.errors import UNFINISHED, answer_errors
 from llmcodec_jax.study import results, stages
-from llmcodec_jax.training.run import FAILURES, keep_compilations
+from llmcodec_jax.training.run import keep_compilations
 
 logger = logging.getLogger("llmcodec_jax.reproduce")
 
@@ -62,6 +62,7 @@ def about(data: Path, budget: float, folders: dict) -> str:
     return f"{sum(map(len, folders.values()))} codecs on {data.name}, budget {budget:g}."
 
 
+@answer_errors
 def main(_) -> int:
     command_line.setup_logging()
     keep_compilations()
@@ -72,10 +73,7 @@ def main(_) -> int:
         summary = run(command_line.CONFIG.value, Path(DATA.value), workdir, BUDGET.value)
     except stages.InterruptedRunError as stopped:
         logger.info("%s was interrupted and saved; the same command goes on", stopped)
-        return 0
-    except (*FAILURES, EvaluationError) as error:
-        logger.error("%s", error)
-        return 1
+        return UNFINISHED
     print(results.markdown(summary))
     print(workdir / "report.html")
     return 0

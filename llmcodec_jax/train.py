@@ -1,12 +1,12 @@
 """Trains a codec: python -m llmcodec_jax.train --config configs/quickstart.py --workdir runs/first
 
-The same command on the same --workdir resumes. Any field of the config can be given as
+The same command on the same --workdir resumes. A run that was interrupted and has saved ends with
+status 75. Any field of the config can be given as
 --config.section.field=value; configs/base.py documents them all.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 
@@ -14,19 +14,22 @@ from absl import flags
 from ml_collections import config_flags
 
 from llmcodec_jax import command_line
+from llmcodec_jax.errors import UNFINISHED, answer_errors
 from llmcodec_jax.training import distributed
-from llmcodec_jax.training.run import FAILURES, keep_compilations, run
-
-logger = logging.getLogger("llmcodec_jax.train")  # also when run as __main__
+from llmcodec_jax.training.run import keep_compilations, run
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder (default: runs/NAME_OF_THE_CONFIG)")
 CACHE = flags.DEFINE_string(
     "cache", None, "Where fetched speech and models are kept (default: ~/.cache/llmcodec_jax)"
 )
+RESTART = flags.DEFINE_bool(
+    "restart", False, "Begin again at step 0; what is in --workdir is kept beside the new run"
+)
 flags.adopt_module_key_flags(command_line)
 flags.mark_flag_as_required("config")
 
 
+@answer_errors
 def main(_) -> int:
     command_line.setup_logging()
     config = command_line.CONFIG.value
@@ -36,12 +39,7 @@ def main(_) -> int:
         os.environ["LLMCODEC_CACHE"] = CACHE.value
     distributed.join()
     keep_compilations()
-    try:
-        run(config, workdir)
-    except FAILURES as error:
-        logger.error("%s", error)
-        return 1
-    return 0
+    return 0 if run(config, workdir, restart=RESTART.value) else UNFINISHED
 
 
 if __name__ == "__main__":

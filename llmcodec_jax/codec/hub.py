@@ -9,13 +9,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from llmcodec_jax.errors import UserError
+
 PREFIX = "hf:"
 PATTERNS = ("config.json", "codec.json", "model.safetensors", "codec.safetensors")
 """What is fetched of a repository where no file is named."""
 _NAME = re.compile(r"hf:(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?(/(?P<file>.+))?")
 
 
-class HubError(OSError):
+class HubError(UserError, OSError):
     """A codec that the Hub did not give; the message says what was asked and what to do."""
 
 

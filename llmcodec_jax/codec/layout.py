@@ -15,8 +15,10 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from llmcodec_jax.errors import UserError
 
-class LayoutError(ValueError):
+
+class LayoutError(UserError, ValueError):
     """Tensors that are not this architecture; the message names the first that differ."""
 
 

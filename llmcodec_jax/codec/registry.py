@@ -14,6 +14,7 @@ import numpy as np
 
 from llmcodec_jax.codec.auv import published as auv
 from llmcodec_jax.codec.auv.model import AUV
+from llmcodec_jax.errors import UsageError
 
 Shapes = Mapping[str, tuple[int, ...]]
 Config = Mapping[str, Any]
@@ -23,7 +24,7 @@ LARGEST = {"levels": 64, "layers": 1024}
 """Bounds of fields that end so: a description must not decide how long its reading takes."""
 
 
-class FieldError(ValueError):
+class FieldError(UsageError):
     """A description that names an unknown architecture or field, or gives one a wrong value."""
 
 

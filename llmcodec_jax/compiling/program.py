@@ -88,7 +88,7 @@ def abstract_lm(config) -> tuple[LMConfig | None, dict | None]:
         return None, None
     fields = dict(config.lm.config)
     if not fields:
-        raise ValueError("lm.config is empty: compile_check reads the LM's architecture there")
+        raise UsageError("lm.config is empty: compile_check reads the LM's architecture there")
     lm = LMConfig(**fields)
     key = jax.eval_shape(lambda: jax.random.key(0))
     return lm, jax.eval_shape(

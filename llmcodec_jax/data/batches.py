@@ -18,7 +18,7 @@ from llmcodec_jax.audio import AudioError
 from llmcodec_jax.data.examples import Example, ExampleMaker
 from llmcodec_jax.data.records import stable_hash
 from llmcodec_jax.data.sources import Part
-from llmcodec_jax.errors import UserError
+from llmcodec_jax.errors import UsageError, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Batches:
     ):
         """`batch_size` is global and a multiple of `process_count`; `start` is batch 0's number."""
         if batch_size % process_count or not 0 <= process_index < process_count:
-            raise ValueError(
+            raise UsageError(
                 f"a global batch of {batch_size} cannot be shared by {process_count} processes "
                 f"(this is number {process_index})"
             )

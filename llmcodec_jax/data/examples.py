@@ -11,6 +11,7 @@ import numpy as np
 from llmcodec_jax.audio import AudioError, resample
 from llmcodec_jax.data.records import Record, stable_hash
 from llmcodec_jax.data.text import Tokenizer, encode
+from llmcodec_jax.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +47,9 @@ class ExampleMaker:
         if self.clip_samples <= 0 or self.clip_samples % self.hop:
             raise ValueError(f"clip_samples {self.clip_samples} is not a multiple of {self.hop}")
         if self.text_policy not in TEXT_POLICIES:
-            raise ValueError(f"text_policy {self.text_policy!r} is not one of {TEXT_POLICIES}")
+            raise UsageError(f"text_policy {self.text_policy!r} is not one of {TEXT_POLICIES}")
         if self.max_text < 1:
-            raise ValueError("max_text must be at least 1")
+            raise UsageError("max_text must be at least 1")
 
     def make(self, record: Record, rng: np.random.Generator, domain: int, label: str) -> Example:
         """Raises AudioError for audio that cannot be read, is too short or is silent."""

@@ -24,6 +24,7 @@ from llmcodec_jax.data.batches import Batches, DataError, fixed_rows
 from llmcodec_jax.data.examples import ExampleMaker
 from llmcodec_jax.data.records import stable_hash
 from llmcodec_jax.data.sources import SourceSpec, open_mixture
+from llmcodec_jax.errors import UsageError
 from llmcodec_jax.types import Batch
 
 logger = logging.getLogger(__name__)
@@ -227,7 +228,7 @@ def eval_batches(
     Arguments as for `make_loader`.
     """
     if batch_size % process_count:
-        raise ValueError(f"{process_count} processes cannot share a batch of {batch_size}")
+        raise UsageError(f"{process_count} processes cannot share a batch of {batch_size}")
     parts = open_mixture(
         sources,
         split,

@@ -28,6 +28,7 @@ from llmcodec_jax.data.arrayrecords import CODECS, SUFFIX, ShardWriter, pack
 from llmcodec_jax.data.packages import FetchError
 from llmcodec_jax.data.records import Source, stable_hash
 from llmcodec_jax.data.sources import open_source
+from llmcodec_jax.errors import UsageError
 
 PLAN = "prepare.json"
 
@@ -112,7 +113,7 @@ def _settle(output: Path, plan: Plan) -> None:
     file = output / PLAN
     if not file.is_file():
         if any(output.glob(f"*{SUFFIX}")):
-            raise ValueError(f"{output}: holds shards but no {PLAN}; choose another folder")
+            raise UsageError(f"{output}: holds shards but no {PLAN}; choose another folder")
         partial = file.with_name(f".{PLAN}.{os.getpid()}.part")
         partial.write_text(json.dumps(dataclasses.asdict(plan), indent=2) + "\n")
         partial.replace(file)
@@ -120,7 +121,7 @@ def _settle(output: Path, plan: Plan) -> None:
     before = json.loads(file.read_text())
     differing = [k for k, v in dataclasses.asdict(plan).items() if before.get(k) != v]
     if differing:
-        raise ValueError(
+        raise UsageError(
             f"{output}: was begun with another "
             + ", ".join(f"{k} ({before.get(k)!r}, now {getattr(plan, k)!r})" for k in differing)
             + "; choose another folder or delete this one"

@@ -18,6 +18,7 @@ import numpy as np
 from llmcodec_jax.audio import AudioError
 from llmcodec_jax.data.records import Record, Source, stable_hash
 from llmcodec_jax.data.words import Aligned
+from llmcodec_jax.errors import UsageError
 from llmcodec_jax.types import DOMAINS
 
 KINDS = ("librispeech", "folder", "arrayrecord", "tfds", "embedded")
@@ -32,7 +33,7 @@ def open_source(spec: str, *, cache: str | Path | None = None) -> Source:
     """
     kind, _, rest = spec.partition(":")
     if kind not in KINDS or not (rest or kind == "embedded"):
-        raise ValueError(
+        raise UsageError(
             f"source {spec!r}: expected one of librispeech:DIR, folder:DIR, arrayrecord:GLOB, "
             "tfds:NAME[:SPLIT], embedded"
         )
@@ -97,9 +98,9 @@ def split_source(
     if split == "all":
         return source
     if split not in ("train", "eval"):
-        raise ValueError(f"split {split!r} is not one of train, eval, all")
+        raise UsageError(f"split {split!r} is not one of train, eval, all")
     if by not in ("name", "speaker"):
-        raise ValueError(f"by {by!r} is not one of name, speaker")
+        raise UsageError(f"by {by!r} is not one of name, speaker")
     key = source.name if by == "name" else source.group
     hashes = np.array([stable_hash(key(i), 64) for i in range(len(source))], np.uint64)
     held = hashes < np.uint64(int(eval_fraction * 2**64) if eval_fraction < 1 else 2**64 - 1)
@@ -146,20 +147,20 @@ def open_mixture(
     for entry in sources:
         spec, weight, domain = (entry, 1.0, None) if isinstance(entry, str) else _three(entry)
         if domain is not None and domain not in DOMAINS:
-            raise ValueError(f"{spec}: domain {domain!r} is not one of {', '.join(DOMAINS)}")
+            raise UsageError(f"{spec}: domain {domain!r} is not one of {', '.join(DOMAINS)}")
         if not weight > 0 or not np.isfinite(weight):
-            raise ValueError(f"{spec}: the weight must be positive, not {weight}")
+            raise UsageError(f"{spec}: the weight must be positive, not {weight}")
         source = open_source(spec, cache=cache)
         source = Aligned(source, alignments) if alignments else source
         source = split_source(source, split, **split_options)
         parts.append(Part(source, float(weight), domain))
     if not parts:
-        raise ValueError("no source of data is named")
+        raise UsageError("no source of data is named")
     return parts
 
 
 def _three(entry) -> tuple[str, float, str | None]:
     if not 1 <= len(entry) <= 3 or not isinstance(entry[0], str):
-        raise ValueError(f"{entry!r}: expected (source, weight, domain)")
+        raise UsageError(f"{entry!r}: expected (source, weight, domain)")
     spec, weight, domain = (*entry, *(1.0, None)[len(entry) - 1 :])
     return spec, weight, domain

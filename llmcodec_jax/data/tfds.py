@@ -27,6 +27,7 @@ from array_record.python import array_record_data_source
 
 from llmcodec_jax.audio import AudioError
 from llmcodec_jax.data.records import ArraySound, EncodedSound, Record, Sound
+from llmcodec_jax.errors import UsageError
 
 _TEXT_NAMES = ("text", "transcription", "transcript", "sentence", "text_normalized")
 _SPEAKER_NAMES = ("speaker_id", "speaker", "client_id")
@@ -157,7 +158,7 @@ def _parse(spec: str) -> tuple[str, list[str]]:
     if rest and re.fullmatch(r"\d+\.\d+\.\d+", rest[0]):
         name = f"{name}/{rest.pop(0)}"
     if len(rest) > 1 or (rest and "[" in rest[0]):
-        raise ValueError(f"tfds:{spec}: expected tfds:NAME[:SPLIT+SPLIT], whole splits")
+        raise UsageError(f"tfds:{spec}: expected tfds:NAME[:SPLIT+SPLIT], whole splits")
     return name, [split for split in "".join(rest).split("+") if split]
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from llmcodec_jax.errors import UserError
+from llmcodec_jax.errors import UsageError
 
 
-class EvaluationError(UserError, ValueError):
+class EvaluationError(UsageError):
     """Inputs that cannot be compared; the message names the file and the fix."""
 
 

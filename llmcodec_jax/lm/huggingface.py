@@ -37,7 +37,7 @@ class Folder:
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         """Part `index` of tensor `name`; only its bytes leave the memory map."""
         if name not in self.files:
-            raise KeyError(f"{self.folder}: no tensor {name!r} in its safetensors")
+            raise ConfigError(f"{self.folder}: no tensor {name!r} in its safetensors")
         path = self.folder / self.files[name]
         if path not in self._open:
             try:

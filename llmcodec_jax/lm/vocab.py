@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from safetensors.numpy import load_file, save_file
 
+from llmcodec_jax.errors import UsageError
+
 KINDS = ("text_distribution", "mean", "normal", "from:CHECKPOINT")
 NORMAL_SCALE = 0.02
 
@@ -91,8 +93,8 @@ def read_audio_rows(path: str | Path) -> tuple[jax.Array, jax.Array]:
 def _from_checkpoint(kind: str, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     prefix, _, path = kind.partition(":")
     if prefix != "from" or not path:
-        raise ValueError(f"audio rows can start from {', '.join(KINDS)}; not {kind!r}")
+        raise UsageError(f"audio rows can start from {', '.join(KINDS)}; not {kind!r}")
     rows = read_audio_rows(path)
     if rows[0].shape != tuple(shape):
-        raise ValueError(f"{path}: audio rows are {rows[0].shape}, this run needs {shape}")
+        raise UsageError(f"{path}: audio rows are {rows[0].shape}, this run needs {shape}")
     return rows

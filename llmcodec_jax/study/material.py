@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from llmcodec_jax import audio
 from llmcodec_jax.data.sources import open_mixture
+from llmcodec_jax.errors import UsageError
 from llmcodec_jax.evaluation.streams import Streams
 from llmcodec_jax.types import DOMAINS
 
@@ -106,7 +107,7 @@ def find_sources(folder: Path, shares: dict[str, float]) -> tuple[tuple[str, flo
     """
     unknown = set(shares) - set(DOMAINS)
     if unknown:
-        raise ValueError(f"shares names domains {sorted(unknown)}; known: {', '.join(DOMAINS)}")
+        raise UsageError(f"shares names domains {sorted(unknown)}; known: {', '.join(DOMAINS)}")
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of audio")
     found = []

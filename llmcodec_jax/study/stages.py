@@ -15,6 +15,7 @@ import llmcodec_jax
 from llmcodec_jax import audio
 from llmcodec_jax.data.embedded import lm_path
 from llmcodec_jax.data.sources import open_source, split_source
+from llmcodec_jax.errors import UsageError
 from llmcodec_jax.evaluation import (
     audio_lm,
     consistency,
@@ -47,7 +48,7 @@ def claim(folder: Path, inputs: dict) -> None:
         before = json.loads(note.read_text())
         changed = sorted(k for k in inputs.keys() | before.keys() if inputs.get(k) != before.get(k))
         if changed:
-            raise ValueError(
+            raise UsageError(
                 f"{folder} was made with another {', '.join(changed)}; remove it or use another "
                 "--workdir"
             )

@@ -23,6 +23,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
+from llmcodec_jax.errors import UsageError
 from llmcodec_jax.evaluation.audio_lm import begin_token
 from llmcodec_jax.lm import decoder, huggingface
 from llmcodec_jax.lm.config import LMConfig
@@ -57,9 +58,9 @@ def first_layers(path: str | Path, layers: int) -> tuple[LMConfig, Any, TextToke
     """
     config, params, tokenizer = load_lm(path, jnp.float32)
     if tokenizer is None:
-        raise ValueError(f"{path}: no tokenizer.json; alignment needs text")
+        raise UsageError(f"{path}: no tokenizer.json; alignment needs text")
     if not 1 <= layers <= config.layers:
-        raise ValueError(f"{path} has {config.layers} layers, cannot keep {layers}")
+        raise UsageError(f"{path} has {config.layers} layers, cannot keep {layers}")
     blocks = jax.tree.map(lambda stacked: stacked[:layers], params["blocks"])
     return dataclasses.replace(config, layers=layers), params | {"blocks": blocks}, tokenizer
 
@@ -71,7 +72,7 @@ def fresh_layers(path: str | Path, width: int, layers: int, key) -> tuple[LMConf
     """
     source, params, tokenizer = first_layers(path, 1)
     if not width <= source.width or width % 64:
-        raise ValueError(f"width {width} must be a multiple of 64, at most {source.width}")
+        raise UsageError(f"width {width} must be a multiple of 64, at most {source.width}")
     table = params["embed"]["embedding"]
     centred = table - table.mean(axis=0)
     _, axes = jnp.linalg.eigh(centred.T @ centred)  # by rising variance

@@ -62,6 +62,13 @@ class Checkpoints:
         self._mels: dict[int, float | None] = {}  # of the checkpoints there are
         self._replaced: list[int] = []  # newer than the one that was resumed from
 
+    @classmethod
+    def of_run(cls, run: str | Path) -> Checkpoints:
+        """Those of a run folder, wherever its config put them; only for reading."""
+        note = epath.Path(run) / "config.json"
+        elsewhere = json.loads(note.read_text())["log"]["checkpoint_dir"] if note.exists() else ""
+        return cls(elsewhere or run, keep=1)
+
     def steps(self) -> list[int]:
         """Steps of the committed checkpoints, ascending."""
         if not self.folder.exists():

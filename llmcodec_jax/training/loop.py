@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from llmcodec_jax.codec.store import save_codec_folder
+from llmcodec_jax.errors import UserError
 from llmcodec_jax.hardware import chips, costs
 from llmcodec_jax.pages import plots
 from llmcodec_jax.training import distributed, heldout, sharding
@@ -24,7 +25,7 @@ from llmcodec_jax.training.step import eval_step, train_step
 logger = logging.getLogger(__name__)
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(UserError, RuntimeError):
     """Too many steps in a row had a NaN or infinite loss or gradient."""
 
 
@@ -111,7 +112,7 @@ def train(run: Run, state, batches) -> bool:
 
     with Interrupted() as interrupted:
         while True:
-            distributed.watch()
+            distributed.start_watchdog()
             finished, stopping = step >= total, stop(bool(interrupted.name))
             profile(run, state, step)
             if finished or stopping or step % log.eval_every == 0:
@@ -131,7 +132,7 @@ def train(run: Run, state, batches) -> bool:
             step += 1
             if fresh:
                 clock.pause(step)
-    distributed.rest()
+    distributed.stop_watchdog()
     if stopping and not finished:
         why = interrupted.name or "another process was interrupted"
         logger.info("%s: saved step %d; the same command resumes", why, step)

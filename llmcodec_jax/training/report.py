@@ -103,7 +103,7 @@ def write(workdir: Path, method: Method, skipped: dict) -> Path:
         ("Listen", _listening(workdir)),
         ("Held-out evaluations", _evaluations(rows)),
         ("Curves", html.picture(plots.curves(rows, PANELS)) + health),
-        ("What happened when", html.picture(plots.timetable(method))),
+        ("What happened when", html.picture(timetable(method))),
         ("Data", _skipped(skipped)),
         ("What to run next", _next_steps(workdir)),
     ]

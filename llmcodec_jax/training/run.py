@@ -11,29 +11,16 @@ import jax
 from llmcodec_jax.codec import store
 from llmcodec_jax.data.cache import cache_dir
 from llmcodec_jax.data.embedded import lm_path
-from llmcodec_jax.data.packages import FetchError
-from llmcodec_jax.data.pipeline import DataError, eval_batches, make_loader
+from llmcodec_jax.data.pipeline import eval_batches, make_loader
 from llmcodec_jax.data.prefetch import prefetch
 from llmcodec_jax.lm.load import load_lm
 from llmcodec_jax.lm.weights import digest
 from llmcodec_jax.training import journal, loop, report, sharding
 from llmcodec_jax.training.checkpoint import Checkpoints
 from llmcodec_jax.training.method import Method
-from llmcodec_jax.training.resume import CheckpointError
 from llmcodec_jax.training.state import init_state
 
 logger = logging.getLogger(__name__)
-
-
-FAILURES = (
-    CheckpointError,
-    DataError,
-    FetchError,
-    OSError,
-    ValueError,
-    loop.NonFiniteError,
-)
-"""What ends a run with one line that says what to do, not with a traceback."""
 
 
 def load_language_model(config, mesh):
@@ -110,7 +97,7 @@ def import_codec(path: str, method: Method, state):
     return state.replace(params=params, batch_stats=stats)
 
 
-def run(config, workdir: Path) -> bool:
+def run(config, workdir: Path, *, restart: bool = False) -> bool:
     """One whole training run, from wherever `workdir` stands -> whether it reached its end."""
     mesh = sharding.make_mesh(**config.mesh)
     lm_config, lm_params, tokenizer, lm_digest = load_language_model(config, mesh)
@@ -123,7 +110,7 @@ def run(config, workdir: Path) -> bool:
 
     build, abstract = start_state(config, method, lm_params, mesh)
     checkpoints = Checkpoints(config.log.checkpoint_dir or workdir, config.log.keep)
-    restored = checkpoints.restore(abstract, config.to_dict(), lm_digest)
+    restored = checkpoints.restore(abstract, config.to_dict(), lm_digest, restart=restart)
     if restored:
         state, position = restored
         loader.restore(position)

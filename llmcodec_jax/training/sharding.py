@@ -11,6 +11,7 @@ from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from llmcodec_jax.errors import UsageError
 from llmcodec_jax.ops.placement import BATCH_AXES
 from llmcodec_jax.training.optim import path_name
 
@@ -43,12 +44,12 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> M
     devices = jax.devices() if devices is None else devices
     sizes = [data, fsdp, tensor]
     if sizes.count(-1) > 1:
-        raise ValueError("at most one mesh axis may be -1")
+        raise UsageError("at most one mesh axis may be -1")
     if -1 in sizes:
         known = -math.prod(sizes)
         sizes[sizes.index(-1)] = max(len(devices) // known, 1)
     if math.prod(sizes) != len(devices):
-        raise ValueError(f"mesh {dict(zip(AXES, sizes, strict=True))} on {len(devices)} devices")
+        raise UsageError(f"mesh {dict(zip(AXES, sizes, strict=True))} on {len(devices)} devices")
     if devices[0].platform == "tpu":  # neighbours in the mesh are neighbours on the torus
         arranged = create_device_mesh(sizes, devices, allow_split_physical_axes=True)
         return Mesh(arranged, AXES)

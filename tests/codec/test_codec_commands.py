@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 import llmcodec_jax
-from llmcodec_jax import convert, decode, encode, export_tokens
+from llmcodec_jax import audio, convert, decode, encode, evaluate, export, export_tokens
 from llmcodec_jax.codec import store, tokens
 from llmcodec_jax.codec.inference import Codec
 from llmcodec_jax.codec.store import save_torch
@@ -88,10 +88,27 @@ def test_files_that_would_share_an_output_are_named(tmp_path, small_folder, caps
 
 
 def test_missing_input_is_a_usage_error(tmp_path, small_folder, capsys):
-    with pytest.raises(SystemExit) as stop:
-        run(encode, small_folder, tmp_path / "nowhere", tmp_path / "out")
-    assert stop.value.code == 2
+    assert run(encode, small_folder, tmp_path / "nowhere", tmp_path / "out") == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [encode, decode, convert, evaluate, export])
+def test_every_command_answers_a_codec_that_is_not_there_alike(command, tmp_path, capsys):
+    """One line on stderr, status 2."""
+    audio.write(tmp_path / "in" / "a.wav", np.zeros(1600, np.float32), 16_000)
+    tokens.write(tmp_path / "in" / "a.npz", tokens.Tokens(np.zeros(5, np.int32), 16_000, 1600))
+    missing, given, output = (str(tmp_path / name) for name in ("nowhere", "in", "out"))
+    arguments = {
+        encode: ["--codec", missing, "--input", given, "--output", output],
+        decode: ["--codec", missing, "--input", given, "--output", output],
+        convert: ["auv", "--input", missing, "--output", output],
+        evaluate: ["reconstruction", "--codec", missing, "--reference", given],
+        export: ["--run", missing, "--format", "auv", "--output", output],
+    }
+    assert command.main(arguments[command]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert [line for line in told if "nowhere" in line] == [told[-1]]
+    assert told[-1].startswith("error: ")
 
 
 def test_damaged_and_foreign_token_files_are_named(tmp_path, small_folder, capsys):

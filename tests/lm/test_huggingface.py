@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from llmcodec_jax.lm import decoder, huggingface, qwen3, vocab
+from llmcodec_jax.lm.config import ConfigError
 from llmcodec_jax.lm.load import load_lm
 from llmcodec_jax.lm.tokenizer import TextTokenizer
 from llmcodec_jax.lm.weights import digest
@@ -120,5 +121,5 @@ def test_missing_files_and_tensors_are_named(tmp_path):
         (DATA / "qwen3_untied" / "model.safetensors").read_bytes()
     )
     (tmp_path / "config.json").write_text((DATA / "llama_untied" / "config.json").read_text())
-    with pytest.raises(KeyError, match="bias"):
+    with pytest.raises(ConfigError, match="bias"):
         qwen3.load_qwen3(tmp_path)
