@@ -46,7 +46,6 @@ _DAMAGE = (
 """What reading a damaged archive may raise."""
 
 
-
 class TokenError(UserError, ValueError):
     """A token file that cannot be used; the message names the file and the reason."""
 

@@ -1,8 +1,8 @@
 """What a checkpoint says about itself: one JSON text beside the arrays, in the same commit.
 
-Every leaf of the state has a checksum there, computed on the devices before the save and again
-after the restore, so that a bit that changed anywhere in between is found. The text carries a
-digest of its own.
+Every leaf of the state has a checksum there, computed before the save and again after the
+restore, so that a bit that changed anywhere in between is found. The text carries a digest of
+its own.
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ import dataclasses
 import hashlib
 import json
 import math
-from typing import Any, NamedTuple
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+import numpy as np
+from jax.experimental import multihost_utils
 
 from llmcodec_jax.errors import UserError
 from llmcodec_jax.training.optim import path_name
 
+CHUNK = 1 << 16  # elements hashed at once: what a core's cache holds
+SPREAD = np.uint32(0x9E3779B1)  # odd: places differ by it in all their bits
 FORMAT = 2  # 1: config and lm_digest alone, the data position beside them
 
 
@@ -88,47 +91,63 @@ def describe(tree) -> dict[str, Leaf]:
 def describe_with_checksums(tree) -> dict[str, Leaf]:
     """`describe` with every leaf's checksum. All processes must call it."""
     leaves = jax.tree.leaves(tree)
-    where = next((x.sharding for x in leaves if isinstance(x.sharding, NamedSharding)), None)
-    where = NamedSharding(where.mesh, P()) if where else None
-    sums = jax.device_get(_checksums(where)(leaves))
-    described = describe(tree).items()
+    for leaf in leaves:
+        leaf.copy_to_host_async()
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        sums = np.array(list(pool.map(_own_part, leaves)), np.uint32)
+    if jax.process_count() > 1:
+        sums = multihost_utils.process_allgather(sums).sum(axis=0, dtype=np.uint32)
     return {
         name: leaf._replace(checksum=int(value))
-        for (name, leaf), value in zip(described, sums, strict=True)
+        for (name, leaf), value in zip(describe(tree).items(), sums, strict=True)
     }
 
 
-_JITTED: dict[Any, Any] = {}
+def _own_part(x: jax.Array) -> np.uint32:
+    """This process's part of the checksum of an array: the first copy of each of its shards."""
+    shards = [shard for shard in x.addressable_shards if shard.replica_id == 0]
+    sums = [checksum(np.asarray(s.data), s.index, x.shape) for s in shards]
+    return np.sum(np.array(sums, np.uint32), dtype=np.uint32)
 
 
-def _checksums(where: NamedSharding | None):
-    """Arrays -> uint32 [number of arrays], on every device of `where`."""
-    if where not in _JITTED:
-        _JITTED[where] = jax.jit(
-            lambda leaves: jnp.stack([_checksum(x) for x in leaves]), out_shardings=where
-        )
-    return _JITTED[where]
+def checksum(part: np.ndarray, index: tuple[slice, ...], shape: tuple[int, ...]) -> np.uint32:
+    """Checksum of `part`, which is `array[index]` of an array of `shape`.
 
-
-def _checksum(x: jax.Array) -> jax.Array:
-    """uint32 []: the sum of a hash of (bits, place) over all elements.
-
-    Integer sums do not depend on their order, so that every mesh finds the same number; the hash
-    is a bijection of the bits at a place, so that one changed element is always noticed.
+    It is the sum, modulo 2^32, of a hash of (bits, place) over the elements. Sums do not depend on
+    their order, so that parts add up to the same number on every mesh; the hash is a bijection of
+    the bits at each place, so that one changed element is always noticed.
     """
-    bits = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x
-    width = {1: jnp.uint8, 2: jnp.uint16}.get(bits.dtype.itemsize, jnp.uint32)
-    bits = jax.lax.bitcast_convert_type(bits, width).astype(jnp.uint32)
-    place, stride = jnp.zeros(bits.shape, jnp.uint32), 1
-    for axis in reversed(range(bits.ndim)):
-        index = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-        place = place + index * jnp.uint32(stride % 2**32)
-        stride *= bits.shape[axis]
-    return jnp.sum(_mix(bits ^ _mix(place + jnp.uint32(1))), dtype=jnp.uint32)
+    width = {1: np.uint8, 2: np.uint16}.get(part.dtype.itemsize, np.uint32)
+    bits = np.ascontiguousarray(part)[..., None].view(width).reshape(-1)
+    if part.shape == tuple(shape):
+        places = None
+    else:
+        places = _places(index, (*shape, bits.size // max(part.size, 1)))
+    total = 0
+    for first in range(0, bits.size, CHUNK):
+        x = bits[first : first + CHUNK].astype(np.uint32)
+        if places is None:
+            x ^= np.arange(first, first + x.size, dtype=np.uint32) * SPREAD
+        else:
+            x ^= places[first : first + CHUNK] * SPREAD
+        total += int(np.sum(_mix(x), dtype=np.uint32))
+    return np.uint32(total % 2**32)
 
 
-def _mix(x: jax.Array) -> jax.Array:
-    """A bijection of uint32 that spreads every bit: the finaliser of MurmurHash3."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)
+def _places(index: tuple[slice, ...], shape: tuple[int, ...]) -> np.ndarray:
+    """Place of every element of `array[index]` in the whole array, modulo 2^32."""
+    places, stride = np.zeros((), np.uint32), 1
+    for size, chosen in zip(reversed(shape), reversed((*index, slice(None))), strict=True):
+        along = np.arange(size, dtype=np.uint32)[chosen] * np.uint32(stride % 2**32)
+        places = along.reshape(-1, *[1] * places.ndim) + places
+        stride *= size
+    return places.reshape(-1)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """A bijection of uint32 that spreads every bit (MurmurHash3's finaliser), in place."""
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        x ^= x >> shift
+        x *= np.uint32(factor)
+    x ^= x >> 16
+    return x

@@ -208,6 +208,19 @@ def test_checksums_notice_any_bit_and_any_exchange():
     assert sums(np.zeros((2, 3), np.float32)) != sums(-np.zeros((2, 3), np.float32))
 
 
+def test_checksums_of_parts_add_up_to_that_of_the_whole():
+    """However a mesh splits an array."""
+    x = np.random.default_rng(0).normal(size=(6, 4, 3)).astype(np.float32)
+    whole = notes.checksum(x, (slice(None),) * 3, x.shape)
+    for split in ((slice(0, 2), slice(2, 6)), (slice(0, 6),)):
+        for other in ((slice(0, 1), slice(1, 4)), (slice(None),)):
+            index = [(a, b, slice(None)) for a in split for b in other]
+            parts = [notes.checksum(x[where], where, x.shape) for where in index]
+            assert np.sum(parts, dtype=np.uint32) == whole
+    scalar = np.float32(3)
+    assert notes.checksum(np.asarray(scalar), (), ()) != notes.checksum(np.zeros(()), (), ())
+
+
 # Configs.
 
 
