@@ -33,6 +33,7 @@ COMMANDS = {
     ),
     "reproduce": Command("reproduce", "the study in miniature", "train", takes_config=True),
     "prepare": Command("data.prepare", "a corpus -> shards that load fast", "train"),
+    "units": Command("semantics.units", "k-means units of a speech encoder's layer"),
     "embedded": Command("data.embedded", "fetch the quickstart's speech and LM", "train"),
     "public_audio": Command("study.public_audio", "fetch the study's public audio", "train"),
     "benchmarks": Command("benchmarks.__main__", "what things cost on this machine", "train"),

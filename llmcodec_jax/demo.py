@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     import llmcodec_jax
-    from llmcodec_jax.pages.server import PageServer
+    from llmcodec_jax.web.server import PageServer
 
     try:
         codecs = {name_of(c): llmcodec_jax.load_codec(c) for c in args.codec or ["mini"]}

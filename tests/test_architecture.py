@@ -14,10 +14,10 @@ ROOT_MODULES = 20
 
 LAYERS = (
     {"types", "errors", "files", "ops", "audio", "hardware", "pages"},
-    {"codec", "bridge", "lm", "discriminators", "losses", "data"},
+    {"codec", "bridge", "lm", "discriminators", "losses", "data", "semantics"},
     {"training", "evaluation"},
     {"compiling"},
-    {"study", "benchmarks"},
+    {"study", "benchmarks", "web"},
 )
 """Rooms from the bottom up: a room may import its own layer's rooms and those below."""
 

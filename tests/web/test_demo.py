@@ -12,9 +12,9 @@ import pytest
 import llmcodec_jax
 from llmcodec_jax import audio, demo
 from llmcodec_jax.codec import tokens
-from llmcodec_jax.pages.server import PageServer
+from llmcodec_jax.web.server import PageServer
+from tests.browser import chromium, wait_for
 from tests.conftest import RATE, babble
-from tests.pages.browser import chromium, wait_for
 
 
 @pytest.fixture(scope="module")

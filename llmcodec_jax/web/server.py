@@ -1,6 +1,6 @@
 """The page on which one speaks and hears every codec, served from this process.
 
-    GET  /                                the page and its files (pages/web)
+    GET  /                                the page and its files (web/page)
     GET  /api/codecs                      JSON: what each codec is
     POST /api/encode?codec=NAME&rate=HZ   mono float32 samples -> int32 codes, X-Num-Samples
     POST /api/decode?codec=NAME           int32 codes -> float32 samples at the codec's rate
@@ -25,7 +25,7 @@ from llmcodec_jax.codec.inference import Codec
 
 logger = logging.getLogger(__name__)
 
-WEB = Path(__file__).parent / "web"
+PAGE = Path(__file__).parent / "page"
 KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
 MAX_BYTES = 64 << 20  # of a request: some six minutes of 48 kHz sound
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -113,7 +113,7 @@ class Handler(BaseHTTPRequestHandler):
             body = json.dumps(self.server.descriptions).encode()
             return self._send(HTTPStatus.OK, "application/json", body)
         name = {"/": "index.html", "/backend.js": "http_backend.js"}.get(path, path[1:])
-        files = {file.name: file for file in WEB.iterdir() if file.suffix in KINDS}
+        files = {file.name: file for file in PAGE.iterdir() if file.suffix in KINDS}
         if name not in files:
             return self._send(HTTPStatus.NOT_FOUND, "text/plain", b"no such page")
         kind = f"{KINDS[files[name].suffix]}; charset=utf-8"
