@@ -35,7 +35,7 @@ def test_requirements_file_is_what_the_package_asks_for():
     """`requirements.txt` installs what training, evaluation and the tests need; neither drifts."""
     extras = PYPROJECT["project"]["optional-dependencies"]
     asked = requirements(PYPROJECT["project"]["dependencies"] + extras["train"] + extras["eval"])
-    tools = requirements(extras["dev"])
+    tools = requirements(extras["dev"] + extras["docs"])
     listed = requirements((ROOT / "requirements.txt").read_text().splitlines())
     assert asked.items() <= listed.items()
     assert listed.items() <= (asked | tools).items()
