@@ -8,6 +8,7 @@ named at the end and make the exit code 1; all others are done.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import sys
@@ -22,9 +23,17 @@ from llmcodec_jax.codec import jobs, tokens
 from llmcodec_jax.errors import answer_errors
 
 
-def check(codec, path: Path) -> tokens.Tokens:
-    """Reads a token file and makes sure this codec can decode it. Raises TokenError."""
+def check(codec, path: Path, force: bool = False) -> tokens.Tokens:
+    """Reads a token file and makes sure this codec made it. Raises TokenError.
+
+    With `force` it is enough that this codec could have made it.
+    """
     found = tokens.read(path)
+    if found.codec not in (None, codec.digest) and not force:
+        raise tokens.TokenError(
+            f"{path}: made by the {found.architecture or 'unknown'} codec {found.codec}, not by "
+            f"this {codec.architecture} codec {codec.digest}; --force decodes it all the same"
+        )
     try:
         codes = codec.check_codes(found.codes)
     except ValueError as error:
@@ -34,7 +43,7 @@ def check(codec, path: Path) -> tokens.Tokens:
             f"{path}: {len(codes)} codes for {found.num_samples} samples at {found.sample_rate} "
             f"Hz; this codec has {codec.hop} samples a code at {codec.sample_rate} Hz"
         )
-    return tokens.Tokens(codes, found.sample_rate, found.num_samples)
+    return dataclasses.replace(found, codes=codes)
 
 
 def write_long(codec, clip: tokens.Tokens, target: Path) -> None:
@@ -55,20 +64,21 @@ def write_long(codec, clip: tokens.Tokens, target: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def decode_corpus(codec, work: jobs.Work) -> None:
-    """Does every job of `work`, updating its outcome."""
+def decode_corpus(codec, work: jobs.Work, force: bool = False) -> None:
+    """Does every job of `work`, updating its outcome; `force` takes codes of other codecs."""
     group_size = codec.batch_size if codec.batch_size == 1 else 8 * codec.batch_size
-    clips = jobs.read_ahead(work, lambda path: check(codec, path), 2 * group_size)
+    clips = jobs.read_ahead(work, lambda path: check(codec, path, force), 2 * group_size)
     with tqdm(total=len(work.jobs), desc="decode", unit="file") as bar:
         while group := list(itertools.islice(clips, group_size)):
             short = [item for item in group if len(item[2].codes) <= codec.buckets[-1]]
             decoded = codec.decode([clip.codes for _, _, clip in short])
             for (_, target, clip), wav in zip(short, decoded, strict=True):
-                audio.write(target, wav[: clip.num_samples], codec.sample_rate)
+                with work.attempt(target):
+                    audio.write(target, wav[: clip.num_samples], codec.sample_rate)
             for _, target, clip in group:
                 if len(clip.codes) > codec.buckets[-1]:
-                    write_long(codec, clip, target)
-            work.done += len(group)
+                    with work.attempt(target):
+                        write_long(codec, clip, target)
             bar.update(work.done + len(work.failures) - bar.n)
 
 
@@ -76,13 +86,13 @@ def decode_corpus(codec, work: jobs.Work) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = jobs.arguments(__doc__.splitlines()[0], "folder for the audio")
     parser.add_argument("--format", default="wav", choices=("wav", "flac"), help="of the audio")
+    parser.add_argument(
+        "--force", action="store_true", help="decode tokens of another codec that fit this one"
+    )
     args = parser.parse_args(argv)
     work = jobs.plan(args.input, args.output, f".{args.format}", (".npz",), args.overwrite)
     if work.jobs:
-        import llmcodec_jax
-
-        codec = llmcodec_jax.load_codec(args.codec, dtype=args.dtype, batch_size=args.batch_size)
-        decode_corpus(codec, work)
+        decode_corpus(jobs.open_codec(args), work, args.force)
     return work.finish("decoded")
 
 

@@ -69,7 +69,7 @@ def encode_long(codec, path: Path) -> tokens.Tokens:
                 yield block
 
     codes = np.concatenate(list(codec.encode_stream(counted())))
-    return tokens.Tokens(codes, codec.sample_rate, samples)
+    return tokens.of_codec(codec, codes, samples)
 
 
 def encode_corpus(codec, work: jobs.Work) -> None:
@@ -82,15 +82,12 @@ def encode_corpus(codec, work: jobs.Work) -> None:
             short = [item for item in group if not isinstance(item[2], Path)]
             coded = codec.encode([wav for _, _, wav in short])
             for (_, target, wav), codes in zip(short, coded, strict=True):
-                tokens.write(target, tokens.Tokens(codes, codec.sample_rate, len(wav)))
-                work.done += 1
+                with work.attempt(target):
+                    tokens.write(target, tokens.of_codec(codec, codes, len(wav)))
             for source, target, wav in group:
                 if isinstance(wav, Path):
-                    try:
+                    with work.attempt(target):
                         tokens.write(target, encode_long(codec, source))
-                        work.done += 1
-                    except audio.AudioError as error:
-                        work.failures.append(str(error))
             bar.update(work.done + len(work.failures) - bar.n)
 
 
@@ -100,10 +97,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     work = jobs.plan(args.input, args.output, ".npz", audio.EXTENSIONS, args.overwrite)
     if work.jobs:
-        import llmcodec_jax
-
-        codec = llmcodec_jax.load_codec(args.codec, dtype=args.dtype, batch_size=args.batch_size)
-        encode_corpus(codec, work)
+        encode_corpus(jobs.open_codec(args), work)
     return work.finish("encoded")
 
 

@@ -181,7 +181,9 @@ def compare(args: argparse.Namespace) -> None:
 
 def _codec(path: str):
     import llmcodec_jax
+    from llmcodec_jax.data.cache import keep_compilations
 
+    keep_compilations(min_seconds=0.1)
     return llmcodec_jax.load_codec(path)
 
 

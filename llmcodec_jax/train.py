@@ -14,9 +14,10 @@ from absl import flags
 from ml_collections import config_flags
 
 from llmcodec_jax import command_line
+from llmcodec_jax.data.cache import keep_compilations
 from llmcodec_jax.errors import UNFINISHED, answer_errors
 from llmcodec_jax.training import distributed
-from llmcodec_jax.training.run import keep_compilations, run
+from llmcodec_jax.training.run import run
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder (default: runs/NAME_OF_THE_CONFIG)")
 CACHE = flags.DEFINE_string(

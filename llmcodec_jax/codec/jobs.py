@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import soundfile
+
 from llmcodec_jax import audio, files
 from llmcodec_jax.codec.tokens import TokenError
 
@@ -34,8 +36,9 @@ class Work:
             yield
         except (audio.AudioError, TokenError) as error:
             self.failures.append(str(error))
-        except OSError as error:
-            self.failures.append(f"{target}: cannot be written ({error.strerror or error})")
+        except (OSError, soundfile.LibsndfileError) as error:
+            reason = getattr(error, "strerror", None) or error
+            self.failures.append(f"{target}: cannot be written ({reason})")
         else:
             self.done += 1
 
@@ -124,6 +127,15 @@ def positive(text: str) -> int:
     if not text.isdecimal() or not 0 < int(text) <= 65_536:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to 65536")
     return int(text)
+
+
+def open_codec(args: argparse.Namespace):
+    """The codec that `arguments` named, its compiled programs kept for the next command."""
+    import llmcodec_jax
+    from llmcodec_jax.data.cache import keep_compilations
+
+    keep_compilations(min_seconds=0.1)
+    return llmcodec_jax.load_codec(args.codec, dtype=args.dtype, batch_size=args.batch_size)
 
 
 def arguments(description: str, output_help: str) -> argparse.ArgumentParser:

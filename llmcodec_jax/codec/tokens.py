@@ -68,6 +68,19 @@ class Tokens:
         return 1 if self.codes.ndim == 1 else self.codes.shape[1]
 
 
+def of_codec(codec, codes: np.ndarray, num_samples: int) -> Tokens:
+    """What an `inference.Codec` made of a clip of `num_samples` at its rate."""
+    return Tokens(
+        codes,
+        codec.sample_rate,
+        num_samples,
+        codec.codebook_size,
+        codec.hop,
+        codec.architecture,
+        codec.digest,
+    )
+
+
 def write(path: str | Path, tokens: Tokens) -> None:
     """Writes one token file, atomically."""
     fields: dict[str, np.ndarray] = {

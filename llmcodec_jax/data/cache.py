@@ -40,3 +40,17 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return target
+
+
+def keep_compilations(min_seconds: float | None = None) -> None:
+    """Compiled programs stay in the cache folder, unless JAX_COMPILATION_CACHE_DIR says where.
+
+    `min_seconds`: programs that compiled faster are not kept; JAX's own limit by default. Commands
+    that a person waits for keep more of them than a training run needs to.
+    """
+    import jax
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
+    if min_seconds is not None:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", min_seconds)

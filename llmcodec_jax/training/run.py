@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
 import jax
 
 from llmcodec_jax.codec import store
-from llmcodec_jax.data.cache import cache_dir
 from llmcodec_jax.data.embedded import lm_path
 from llmcodec_jax.data.pipeline import eval_batches, make_loader
 from llmcodec_jax.data.prefetch import prefetch
@@ -148,9 +146,3 @@ def run(config, workdir: Path, *, restart: bool = False) -> bool:
         page = report.write(workdir, method, loader.skipped())
         logger.info("report: %s", page)
     return finished
-
-
-def keep_compilations() -> None:
-    """Compiled programs stay in the cache folder, unless JAX_COMPILATION_CACHE_DIR says where."""
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))

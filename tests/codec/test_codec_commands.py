@@ -1,7 +1,9 @@
 """The command lines on folders of mixed files: resume, damage, exit codes, the token format."""
 
+import contextlib
 import json
 import os
+import resource
 import subprocess
 import sys
 
@@ -126,6 +128,106 @@ def test_damaged_and_foreign_token_files_are_named(tmp_path, small_folder, capsy
     for name in ("range", "length", "fields", "objects", "cut"):
         assert f"{name}.npz" in said
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["good.wav"]
+
+
+def test_tokens_of_another_codec_are_refused(tmp_path, small, small_folder, capsys):
+    codec, variables = small
+    other = jax.tree.map(np.array, jax.device_get(dict(variables)))
+    other["params"]["quantizer"]["level_0"]["codebook"] *= 2
+    store.save_codec_folder(tmp_path / "other", codec, other)
+    soundfile.write(tmp_path / "x.wav", sound(3200), 16_000)
+    assert run(encode, small_folder, tmp_path / "x.wav", tmp_path) == 0
+    made = tokens.read(tmp_path / "x.npz")
+    assert (made.codebook_size, made.hop, made.architecture) == (96, 320, "auv")
+    assert made.codec == store.digest(codec, variables)
+    out = tmp_path / "out"
+    assert run(decode, tmp_path / "other", tmp_path / "x.npz", out) == 1
+    said = capsys.readouterr().err
+    assert f"made by the auv codec {made.codec}, not by this auv codec" in said
+    assert "--force" in said
+    assert not out.exists()
+    assert run(decode, tmp_path / "other", tmp_path / "x.npz", out, "--force") == 0
+    assert run(decode, small_folder, tmp_path / "x.npz", tmp_path / "good") == 0
+    tokens.write(tmp_path / "old.npz", tokens.Tokens(made.codes, 16_000, 3200))  # does not say
+    assert run(decode, tmp_path / "other", tmp_path / "old.npz", out) == 0
+
+
+@contextlib.contextmanager
+def no_room_for_files(size):
+    """Files cannot grow beyond `size` bytes, as on a full disk (EFBIG instead of ENOSPC)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_one_line_a_file_and_leaves_nothing(tmp_path, small_folder, capsys):
+    for name, seconds in (("short", 0.05), ("long", 9)):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        soundfile.write(tmp_path / f"in/{name}.wav", sound(int(seconds * 16_000)), 16_000)
+    codec = llmcodec_jax.load_codec(small_folder)
+    work = encode.jobs.plan(tmp_path / "in", tmp_path / "coded", ".npz", (".wav",), False)
+    with no_room_for_files(2500):
+        encode.encode_corpus(codec, work)
+    assert work.finish("encoded") == 1
+    assert work.done == 1
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len([line for line in said if line.startswith("failed: ")]) == 1
+    assert "long.npz: cannot be written (File too large)" in said[-1]
+    assert [p.name for p in (tmp_path / "coded").iterdir()] == ["short.npz"]
+    work = encode.jobs.plan(tmp_path / "in", tmp_path / "coded", ".npz", (".wav",), False)
+    encode.encode_corpus(codec, work)
+    assert (work.done, work.skipped) == (1, 1)
+    work = decode.jobs.plan(tmp_path / "coded", tmp_path / "audio", ".wav", (".npz",), False)
+    with no_room_for_files(20_000):
+        decode.decode_corpus(codec, work)
+    assert (work.done, len(work.failures)) == (1, 1)
+    assert "long.wav: cannot be written" in work.failures[0]
+    assert [p.name for p in (tmp_path / "audio").iterdir()] == ["short.wav"]
+
+
+def test_names_at_the_file_systems_limits(tmp_path, small_folder, capsys):
+    """255 bytes, bytes that are no text, line breaks: all are coded, and messages are one line."""
+    (tmp_path / "in").mkdir()
+    names = [b"x" * 251, "\u00e9".encode() * 125, b"caf\xe9", b"two\nlines", b"-dash", b"a b"]
+    for name in names:
+        with open(os.fsencode(tmp_path / "in") + b"/" + name + b".wav", "wb") as file:
+            soundfile.write(file, sound(1600), 16_000, format="WAV")
+    (tmp_path / "in/bad\nname.wav").write_bytes(b"no audio")
+    assert run(encode, small_folder, tmp_path / "in", tmp_path / "coded") == 1
+    said = capsys.readouterr()
+    assert "6 done" in said.out
+    assert len([line for line in said.err.splitlines() if "failed: " in line]) == 1
+    assert "bad\\nname.wav" in said.err
+    assert run(decode, small_folder, tmp_path / "coded", tmp_path / "audio") == 0
+    made = {os.fsencode(p.stem) for p in (tmp_path / "audio").iterdir()}
+    assert made == set(names)
+    table = tmp_path / "t.jsonl"
+    assert export_tokens.main(["--input", str(tmp_path / "coded"), "--output", str(table)]) == 0
+    identities = {json.loads(line)["id"] for line in table.read_text().splitlines()}
+    assert {"caf\\xe9", "two\\nlines"} <= identities
+
+
+def test_what_is_not_looked_at_is_said(tmp_path, small_folder, capsys):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    for path in ("in/a.wav", "in/.b.wav", "elsewhere/c.wav"):
+        soundfile.write(tmp_path / path, sound(1600), 16_000)
+    (tmp_path / "in/linked").symlink_to(tmp_path / "elsewhere")
+    assert run(encode, small_folder, tmp_path / "in", tmp_path / "coded") == 0
+    said = capsys.readouterr().err
+    assert "1 hidden files (such as .b.wav)" in said
+    assert "1 linked folders, which are not followed (such as linked)" in said
+
+
+@pytest.mark.parametrize("wrong", ["0", "-1", "x", "1.5", "9999999"])
+def test_batch_size_is_checked(tmp_path, small_folder, wrong, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(encode, small_folder, tmp_path, tmp_path / "out", "--batch-size", wrong)
+    assert stop.value.code == 2
+    assert "--batch-size" in capsys.readouterr().err
 
 
 def test_long_files_are_streamed(tmp_path, small, monkeypatch):
