@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 
@@ -372,3 +373,42 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
     frames, samples, gibibytes = done.stdout.split()
     assert (int(frames), int(samples)) == (int(seconds) * 50, int(seconds) * 16_000)
     assert float(gibibytes) < 2
+
+
+COMMANDS = {
+    "encode": lambda codec, out: encode.main(
+        ["--codec", codec, "--input", str(out), "--output", str(out / "o")]
+    ),
+    "decode": lambda codec, out: decode.main(
+        ["--codec", codec, "--input", str(out), "--output", str(out / "o")]
+    ),
+    "convert": lambda codec, out: convert.main(
+        ["codec", "--input", codec, "--output", str(out / "o")]
+    ),
+    "export": lambda codec, out: export.main(
+        ["--run", codec, "--format", "auv", "--output", str(out / "o")]
+    ),
+    "evaluate": lambda codec, out: evaluate.main(
+        ["consistency", "--codec", codec, "--data", str(out), "--output", str(out / "o.json")]
+    ),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_bad_codec_is_answered_alike_by_every_command(tmp_path, small_folder, command, capsys):
+    """2 for a codec that is not there, 1 for one that is broken; one line either way."""
+    soundfile.write(tmp_path / "x.wav", sound(1600), 16_000)
+    tokens.write(tmp_path / "x.npz", tokens.Tokens(np.zeros(5, np.int32), 16_000, 1600))
+    broken = tmp_path / "broken"
+    shutil.copytree(small_folder, broken)
+    (broken / "codec.safetensors").write_bytes(b"no weights")
+    absent = str(tmp_path / "absent")
+    for codec, status, said in (
+        (absent, 2, "no such codec"),
+        (str(broken), 1, "codec.safetensors: not a readable"),
+    ):
+        assert COMMANDS[command](codec, tmp_path) == status
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert lines[-1].startswith("error: ")
+        assert said in lines[-1]
+        assert not (tmp_path / "o").exists()
