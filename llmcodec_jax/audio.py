@@ -9,6 +9,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from llmcodec_jax import files
 from llmcodec_jax.errors import UserError
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
@@ -16,6 +17,11 @@ EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 
 class AudioError(UserError, ValueError):
     """A file that cannot be used as audio; the message names the file and the reason."""
+
+
+def native(path: str | Path) -> str | bytes:
+    """A path as the library takes it: names need not be text everywhere."""
+    return str(path) if os.name == "nt" else os.fsencode(path)
 
 
 def find(folder: str | Path) -> list[Path]:
@@ -35,7 +41,7 @@ def read(path: str | Path) -> tuple[np.ndarray, int]:
     Raises AudioError for a missing, unreadable or empty file and for non-finite samples.
     """
     try:
-        wav, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
+        wav, rate = soundfile.read(native(path), dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
         raise AudioError(f"{path}: cannot be read as audio ({error})") from error
     if not len(wav):
@@ -64,10 +70,6 @@ def write(path: str | Path, wav: np.ndarray, sample_rate: int) -> None:
     kind = path.suffix.lower().lstrip(".").upper()
     if kind not in ("WAV", "FLAC"):
         raise AudioError(f"{path}: audio is written as .wav or .flac")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        soundfile.write(partial, np.clip(wav, -1, 1), sample_rate, format=kind, subtype="PCM_16")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with files.replacing(path) as partial:
+        name, wav = native(partial), np.clip(wav, -1, 1)
+        soundfile.write(name, wav, sample_rate, format=kind, subtype="PCM_16")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 import sys
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from llmcodec_jax import audio
+from llmcodec_jax import audio, files
 from llmcodec_jax.codec import jobs, tokens
 from llmcodec_jax.errors import answer_errors
 
@@ -48,20 +47,17 @@ def check(codec, path: Path, force: bool = False) -> tokens.Tokens:
 
 def write_long(codec, clip: tokens.Tokens, target: Path) -> None:
     """Decodes one long clip piece by piece into its file: flat memory, atomic."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
     kind = target.suffix.lstrip(".").upper()
     left = clip.num_samples
-    try:
-        with soundfile.SoundFile(
-            str(partial), "w", codec.sample_rate, 1, subtype="PCM_16", format=kind
-        ) as file:
-            for piece in codec.decode_stream(clip.codes):
-                file.write(np.clip(piece[:left], -1, 1))
-                left -= len(piece[:left])
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with (
+        files.replacing(target) as partial,
+        soundfile.SoundFile(
+            audio.native(partial), "w", codec.sample_rate, 1, subtype="PCM_16", format=kind
+        ) as file,
+    ):
+        for piece in codec.decode_stream(clip.codes):
+            file.write(np.clip(piece[:left], -1, 1))
+            left -= len(piece[:left])
 
 
 def decode_corpus(codec, work: jobs.Work, force: bool = False) -> None:

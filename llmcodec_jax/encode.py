@@ -29,7 +29,7 @@ BLOCK = 10.0  # seconds a streamed block
 def read(path: Path, sample_rate: int) -> np.ndarray | Path:
     """Mono audio [N] at the codec's rate, or the path itself where the file is to be streamed."""
     try:
-        if soundfile.info(str(path)).duration > LONG:
+        if soundfile.info(audio.native(path)).duration > LONG:
             return path
     except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
         raise audio.AudioError(f"{path}: cannot be read as audio ({error})") from error
@@ -42,7 +42,7 @@ def read(path: Path, sample_rate: int) -> np.ndarray | Path:
 def stream(path: Path, sample_rate: int) -> Iterator[np.ndarray]:
     """A long file as mono float32 blocks at `sample_rate`. Raises AudioError."""
     try:
-        with soundfile.SoundFile(str(path)) as file:
+        with soundfile.SoundFile(audio.native(path)) as file:
             rate, size = file.samplerate, int(BLOCK * file.samplerate)
             resampler = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32", quality="HQ")
             while len(block := file.read(size, dtype="float32", always_2d=True)):
