@@ -7,6 +7,7 @@ same data, against the same frozen LM, under one evaluation (llmcodec_jax/reprod
 from ml_collections import ConfigDict
 
 from configs import quickstart
+from llmcodec_jax.lm.heads import horizon_weights
 from llmcodec_jax.training.schedules import NEVER
 
 
@@ -71,7 +72,7 @@ def teacher() -> ConfigDict:
     c.seconds = 3.0  # of a clip
     c.max_text = 32  # tokens of a transcript
     c.text_share = 0.5  # of the clips that follow their transcript
-    c.horizons = 5
+    c.horizons = 10  # heads it learns with: as many as any variant trains against
     c.learning_rate = 3e-3  # of audio rows and heads
     c.body_learning_rate = 1e-3
     return c
@@ -85,7 +86,7 @@ def tuned(base: ConfigDict) -> ConfigDict:
     c.lm.path = "teacher"  # that of stage 2
     c.bridge.target_gradient = 1.0
     c.bridge.frequency_weight = 1.3
-    c.weights.ftp = 0.32
+    c.weights.ftp = FTP
     c.schedule.lm_start = 0.0
     c.schedule.ftp_start = 0.05  # the heads follow the variant's own noise first
     c.schedule.ftp_ramp = 0.1
@@ -94,6 +95,7 @@ def tuned(base: ConfigDict) -> ConfigDict:
     c.schedule.temperature_steps = 0.5
     c.weights.mel_final = c.weights.mel  # the control's losses stand still
     c.training.revive_every = 0
+    c.training.train_norm = False  # the base's statistics stay: no variant is to drift by them
     for name in ("encoder", "decoder"):
         c.optim.groups[name].update(learning_rate=3e-4, warmup=0.05, final=0.02)
     for name in ("audio_embedding", "ftp_heads", "bridge"):
@@ -104,6 +106,15 @@ def tuned(base: ConfigDict) -> ConfigDict:
     c.log.eval_every = 150
     c.log.checkpoint_every = 100
     return c
+
+
+FTP = 0.32  # weight of the future tokens' loss, with 5 heads
+
+
+def heads(horizons: int) -> dict:
+    """Another number of heads, with the next code's share of the loss held at that of 5 heads."""
+    share = [horizon_weights(count)[0] for count in (5, horizons)]
+    return {"lm": {"horizons": horizons}, "weights": {"ftp": float(FTP * share[0] / share[1])}}
 
 
 def variants() -> ConfigDict:
@@ -123,9 +134,9 @@ def variants() -> ConfigDict:
             },
             # FTP's gradient as published, but over a bridge that agrees with the quantiser.
             "inputs_only": {"bridge": {"target_gradient": 0.0}},
-            "heads_1": {"lm": {"horizons": 1}},
-            "heads_3": {"lm": {"horizons": 3}},
-            "heads_10": {"lm": {"horizons": 10}},
+            "heads_1": heads(1),
+            "heads_3": heads(3),
+            "heads_10": heads(10),
             "ste": {"bridge": {"mode": "ste"}},
             # Nothing of the LM reaches the codec, so its logits cannot matter: one row for both.
             "detach": {"bridge": {"mode": "detach", "target_gradient": 0.0}},
@@ -147,7 +158,8 @@ def evaluation() -> ConfigDict:
     c = ConfigDict()
     c.clips = 12  # held-out clips of each source for reconstruction
     c.pairs = 120  # of each part of the coherence suite
-    c.consistency = 16  # clips
+    c.consistency = 16  # clips, as many of each source
+    c.lm_seeds = 3  # token LMs on the base: what their noise is on one fixed codec
     c.protocol = ConfigDict()  # of the token LM (llmcodec_jax/evaluation/protocol.py)
     c.protocol.steps = 400
     c.protocol.learning_rate = 2e-3

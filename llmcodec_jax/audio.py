@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +17,15 @@ import soxr
 from llmcodec_jax import files
 from llmcodec_jax.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+LIBRARY_ERRORS = (soundfile.LibsndfileError, OSError, RuntimeError)
+"""What reading audio may raise, before it becomes an AudioError."""
+_SUBTYPES = {".wav": ("PCM_16", "FLOAT"), ".flac": ("PCM_16", "PCM_24")}
+_BLOCK = 1 << 20  # samples read at a time: a header that lies costs no memory
+_UNKNOWN_LENGTH = 0x7FFFFF00  # bytes; what writes into a pipe puts such a length or more
+_OGG_PAGE = 65_307  # bytes, at most
 
 
 class AudioError(UserError, ValueError):
@@ -25,30 +38,87 @@ def native(path: str | Path) -> str | bytes:
 
 
 def find(folder: str | Path) -> list[Path]:
-    """All audio files below `folder`, sorted by path. Raises AudioError where there is none."""
-    folder = Path(folder)
-    if not folder.is_dir():
+    """All audio files below `folder`, sorted by path; a warning says what is left out.
+
+    See `files.find`. Raises AudioError where there is none.
+    """
+    if not Path(folder).is_dir():
         raise AudioError(f"{folder}: no such folder")
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+    found, left_out = files.find(folder, EXTENSIONS)
     if not found:
-        raise AudioError(f"{folder}: no audio file ({', '.join(EXTENSIONS)}) below this folder")
+        kinds, but = ", ".join(EXTENSIONS), "; ".join(["", *left_out])
+        raise AudioError(f"{folder}: no audio file ({kinds}) below this folder{but}")
+    if left_out:
+        logger.warning("%s: left out %s", folder, ", ".join(left_out))
     return found
+
+
+def open_file(file: str | Path | bytes, label: str = "") -> soundfile.SoundFile:
+    """Opens a file, or a file's bytes, for reading; `label` names the audio in errors.
+
+    Raises AudioError where it is missing, no audio, empty, or shorter than its header says.
+    """
+    label = label or str(file)
+    try:
+        opened = soundfile.SoundFile(io.BytesIO(file) if isinstance(file, bytes) else native(file))
+        if opened.frames <= 0:
+            raise AudioError(f"{label}: holds no samples")
+        cut = _truncation(opened, file)
+    except LIBRARY_ERRORS as error:
+        raise AudioError(f"{label}: cannot be read as audio ({error})") from error
+    if cut:
+        raise AudioError(f"{label}: truncated, {cut}; copy it again")
+    return opened
+
+
+def _truncation(opened: soundfile.SoundFile, file: str | Path | bytes) -> str:
+    """How a file shows that its end is missing, where its decoder would not mind; "" if whole."""
+    if opened.format in ("WAV", "WAVEX"):
+        sizes = re.search(r"^data : (\d+) \(should be (\d+)\)", opened.extra_info, re.MULTILINE)
+        promised, there = map(int, sizes.groups()) if sizes else (0, 0)
+        if there < promised < _UNKNOWN_LENGTH:
+            return f"{there} of {promised} bytes of samples are there"
+    if opened.format == "OGG":
+        if isinstance(file, bytes):
+            end = file[-_OGG_PAGE:]
+        else:
+            with open(file, "rb") as stream:
+                stream.seek(max(stream.seek(0, io.SEEK_END) - _OGG_PAGE, 0))
+                end = stream.read()
+        page = end[end.rfind(b"OggS") :]
+        segments = page[27 : 27 + page[26]] if len(page) > 26 else b""
+        # Bit 2 of the flags marks the last page; the sizes of its segments say where it ends.
+        if len(page) < 27 or not page[5] & 4 or len(page) < 27 + len(segments) + sum(segments):
+            return "its last page is missing"
+    return ""
 
 
 def read(path: str | Path) -> tuple[np.ndarray, int]:
     """File -> (float32 [N, channels] in [-1, 1], sample rate in Hz).
 
-    Raises AudioError for a missing, unreadable or empty file and for non-finite samples.
+    Raises AudioError for a missing, unreadable, empty or truncated file and for non-finite samples.
     """
-    try:
-        wav, rate = soundfile.read(native(path), dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
-        raise AudioError(f"{path}: cannot be read as audio ({error})") from error
-    if not len(wav):
-        raise AudioError(f"{path}: holds no samples")
+    pieces = []
+    with open_file(path) as file:
+        try:
+            while len(piece := file.read(_BLOCK, dtype="float32", always_2d=True)):
+                pieces.append(piece)
+        except LIBRARY_ERRORS as error:
+            raise AudioError(f"{path}: cannot be decoded ({error})") from error
+        wav, rate, promised = np.concatenate(pieces or [[]]), file.samplerate, file.frames
+    check_length(len(wav), promised, str(path))
     if not np.isfinite(wav).all():
         raise AudioError(f"{path}: holds NaN or infinite samples")
     return wav, rate
+
+
+def check_length(samples: int, promised: int, label: str) -> None:
+    """Raises AudioError where a decoder gave far fewer samples than the file announces.
+
+    Decoders of lossy formats may estimate the length; a cut file misses more than one in a hundred.
+    """
+    if samples < 0.99 * promised:
+        raise AudioError(f"{label}: truncated, {samples} of {promised} samples; copy it again")
 
 
 def resample(wav: np.ndarray, source_rate: int, target_rate: int) -> np.ndarray:
@@ -64,12 +134,30 @@ def load(path: str | Path, sample_rate: int) -> np.ndarray:
     return resample(wav.mean(axis=1), rate, sample_rate)
 
 
-def write(path: str | Path, wav: np.ndarray, sample_rate: int) -> None:
-    """Writes float [N] as 16-bit .wav or .flac, atomically: readers never see half a file."""
+@contextlib.contextmanager
+def create(
+    path: str | Path, sample_rate: int, exact: bool = False
+) -> Iterator[soundfile.SoundFile]:
+    """An open mono .wav or .flac to write float pieces to; it is there once the block ends well.
+
+    16-bit; `exact` is for audio that is measured: 32-bit float .wav (not even clipped) or 24-bit
+    .flac. Rounding to 16 bits alone moves a log-spectral distance in near-silence by a tenth.
+    """
     path = Path(path)
-    kind = path.suffix.lower().lstrip(".").upper()
-    if kind not in ("WAV", "FLAC"):
+    kind = path.suffix.lower()
+    if kind not in _SUBTYPES:
         raise AudioError(f"{path}: audio is written as .wav or .flac")
+    form, subtype = kind.removeprefix(".").upper(), _SUBTYPES[kind][exact]
     with files.replacing(path) as partial:
-        name, wav = native(partial), np.clip(wav, -1, 1)
-        soundfile.write(name, wav, sample_rate, format=kind, subtype="PCM_16")
+        name = native(partial)
+        try:
+            with soundfile.SoundFile(name, "w", sample_rate, 1, subtype, format=form) as file:
+                yield file
+        except soundfile.LibsndfileError as error:
+            raise AudioError(f"{path}: cannot be written ({error})") from error
+
+
+def write(path: str | Path, wav: np.ndarray, sample_rate: int, *, exact: bool = False) -> None:
+    """Writes float [N] as .wav or .flac, atomically (see `create`)."""
+    with create(path, sample_rate, exact=exact) as file:
+        file.write(wav)

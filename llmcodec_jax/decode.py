@@ -1,5 +1,7 @@
 """Token files -> audio: NAME.npz becomes NAME.wav, as long as the clip it came from.
 
+The files hold what the codec made, unrounded: 32-bit float .wav, or 24-bit .flac.
+
     python -m llmcodec_jax.decode --codec CODEC --input FILE_OR_DIR --output DIR
 
 Files that exist are skipped, so an interrupted run resumes where it stopped. Unreadable files are
@@ -13,11 +15,9 @@ import itertools
 import sys
 from pathlib import Path
 
-import numpy as np
-import soundfile
 from tqdm import tqdm
 
-from llmcodec_jax import audio, files
+from llmcodec_jax import audio
 from llmcodec_jax.codec import jobs, tokens
 from llmcodec_jax.errors import answer_errors
 
@@ -47,16 +47,10 @@ def check(codec, path: Path, force: bool = False) -> tokens.Tokens:
 
 def write_long(codec, clip: tokens.Tokens, target: Path) -> None:
     """Decodes one long clip piece by piece into its file: flat memory, atomic."""
-    kind = target.suffix.lstrip(".").upper()
     left = clip.num_samples
-    with (
-        files.replacing(target) as partial,
-        soundfile.SoundFile(
-            audio.native(partial), "w", codec.sample_rate, 1, subtype="PCM_16", format=kind
-        ) as file,
-    ):
+    with audio.create(target, codec.sample_rate, exact=True) as file:
         for piece in codec.decode_stream(clip.codes):
-            file.write(np.clip(piece[:left], -1, 1))
+            file.write(piece[:left])
             left -= len(piece[:left])
 
 
@@ -70,7 +64,7 @@ def decode_corpus(codec, work: jobs.Work, force: bool = False) -> None:
             decoded = codec.decode([clip.codes for _, _, clip in short])
             for (_, target, clip), wav in zip(short, decoded, strict=True):
                 with work.attempt(target):
-                    audio.write(target, wav[: clip.num_samples], codec.sample_rate)
+                    audio.write(target, wav[: clip.num_samples], codec.sample_rate, exact=True)
             for _, target, clip in group:
                 if len(clip.codes) > codec.buckets[-1]:
                     with work.attempt(target):

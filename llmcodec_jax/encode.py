@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import soxr
 from tqdm import tqdm
 
@@ -28,11 +27,9 @@ BLOCK = 10.0  # seconds a streamed block
 
 def read(path: Path, sample_rate: int) -> np.ndarray | Path:
     """Mono audio [N] at the codec's rate, or the path itself where the file is to be streamed."""
-    try:
-        if soundfile.info(audio.native(path)).duration > LONG:
+    with audio.open_file(path) as file:
+        if file.frames > LONG * file.samplerate:
             return path
-    except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
-        raise audio.AudioError(f"{path}: cannot be read as audio ({error})") from error
     wav = audio.load(path, sample_rate)
     if not len(wav):
         raise audio.AudioError(f"{path}: too short to resample")
@@ -41,19 +38,22 @@ def read(path: Path, sample_rate: int) -> np.ndarray | Path:
 
 def stream(path: Path, sample_rate: int) -> Iterator[np.ndarray]:
     """A long file as mono float32 blocks at `sample_rate`. Raises AudioError."""
+    heard = 0
     try:
-        with soundfile.SoundFile(audio.native(path)) as file:
+        with audio.open_file(path) as file:
             rate, size = file.samplerate, int(BLOCK * file.samplerate)
             resampler = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32", quality="HQ")
             while len(block := file.read(size, dtype="float32", always_2d=True)):
+                heard += len(block)
                 mono = block.mean(axis=1)
                 if not np.isfinite(mono).all():
                     raise audio.AudioError(f"{path}: holds NaN or infinite samples")
                 yield mono if rate == sample_rate else resampler.resample_chunk(mono)
             if rate != sample_rate:
                 yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
-    except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
-        raise audio.AudioError(f"{path}: cannot be read as audio ({error})") from error
+            audio.check_length(heard, file.frames, str(path))
+    except audio.LIBRARY_ERRORS as error:
+        raise audio.AudioError(f"{path}: cannot be decoded ({error})") from error
 
 
 def encode_long(codec, path: Path) -> tokens.Tokens:

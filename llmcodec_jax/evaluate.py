@@ -10,23 +10,29 @@ import argparse
 import dataclasses
 import json
 import logging
+import sys
 from pathlib import Path
 
-from llmcodec_jax.errors import answer_errors
+from llmcodec_jax.errors import UsageError, answer_errors
 from llmcodec_jax.evaluation.reports import EvaluationError
 
 
-def reconstruction(args: argparse.Namespace) -> None:
+def score_reconstruction(args: argparse.Namespace) -> int:
     """The six Codec-SUPERB metrics of a folder of estimates, or of a codec."""
-    from llmcodec_jax.evaluation import reconstruction as room
+    from llmcodec_jax.codec import store
+    from llmcodec_jax.evaluation import reconstruction
 
     if (args.estimate is None) == (args.codec is None):
-        raise EvaluationError("give either --estimate DIR or --codec CODEC")
-    code, source = None, str(Path(args.estimate or args.codec).resolve())
+        raise UsageError("give either --estimate DIR or --codec CODEC")
+    code, source = None, ""
     if args.codec is not None:
-        code = room.codec_coder(_codec(args.codec))
-    report = room.evaluate(
-        room.match_folders(args.reference, args.estimate),
+        codec = _codec(args.codec)
+        code, source = (
+            reconstruction.codec_coder(codec),
+            store.digest(codec.module, codec.variables),
+        )
+    report = reconstruction.evaluate(
+        reconstruction.match_folders(args.reference, args.estimate),
         Path(args.output),
         source,
         code=code,
@@ -35,6 +41,7 @@ def reconstruction(args: argparse.Namespace) -> None:
         keep=Path(args.keep) if args.keep else None,
     )
     _print_means(report)
+    return _print_failures(report["failed"], args.output)
 
 
 def _print_means(report: dict) -> None:
@@ -49,6 +56,15 @@ def _print_means(report: dict) -> None:
         print(f"  {name:10s} absent: {reason}")
     for name, count in report["undefined"].items():
         print(f"  {name} is undefined on {count} of {len(report['items'])} clips (left out)")
+
+
+def _print_failures(failed: dict[str, str], output: str) -> int:
+    """Clips that could not be used, on stderr -> exit status."""
+    for reason in failed.values():
+        print(f"failed: {reason}", file=sys.stderr)
+    if failed:
+        print(f"{len(failed)} clips left out; {output} names them", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _reconstruction_parser(commands) -> None:
@@ -75,52 +91,42 @@ def _reconstruction_parser(commands) -> None:
         choices=["dnsmos", "wer"],
         help="measures beside si_sdr and mcd that need optional packages",
     )
-    parser.set_defaults(run=reconstruction)
+    parser.set_defaults(run=score_reconstruction)
 
 
-def token_lm(args: argparse.Namespace) -> None:
+def measure_tokens(args: argparse.Namespace) -> int:
     """Predictability of a codec's tokens, with what could have bought it beside it."""
-    from llmcodec_jax.evaluation import streams as reading
-    from llmcodec_jax.evaluation import token_lm as room
+    from llmcodec_jax.evaluation import streams, token_lm
+    from llmcodec_jax.evaluation.protocol import TokenLMProtocol
     from llmcodec_jax.evaluation.reconstruction import codec_sample
     from llmcodec_jax.evaluation.reports import write_json
 
-    fields = {f.name: getattr(args, f.name) for f in dataclasses.fields(room.Protocol)}
-    protocol = room.Protocol(**fields | {"seeds": tuple(range(args.seeds))})
-    sound = None
+    fields = {f.name: getattr(args, f.name) for f in dataclasses.fields(TokenLMProtocol)}
+    protocol = TokenLMProtocol(**fields | {"seeds": tuple(range(args.seeds))})
+    metrics = None
     if args.reconstruction:
-        sound = json.loads(Path(args.reconstruction).read_text())["mean"]
+        metrics = json.loads(Path(args.reconstruction).read_text())["mean"]
+    encode_start, failed = None, {}
     if any(Path(args.codec).glob("**/*.npz")) and not args.data:
-        streams = reading.from_token_files(Path(args.codec), args.codebook_size)
+        tokens = streams.from_token_files(Path(args.codec), args.codebook_size)
     else:
         if args.data is None:
-            raise EvaluationError("--data: a codec needs a folder of clips to encode")
+            raise UsageError("--data: a codec needs a folder of clips to encode")
         codec = _codec(args.codec)
-        streams = reading.from_codec(codec, Path(args.data))
-        sound = sound or codec_sample(codec, Path(args.data))
+        tokens, failed = streams.from_codec(codec, Path(args.data))
+        encode_start = streams.start_encoder(codec, Path(args.data))
+        metrics = metrics or codec_sample(codec, Path(args.data))
     save = Path(args.save_lm) if args.save_lm else None
-    report = {"codec": str(args.codec)} | room.report(streams, protocol, args.lm, sound, save)
+    found = token_lm.report(tokens, protocol, args.lm, metrics, save, encode_start)
+    report = {"codec": str(args.codec)} | found | {"failed": failed}
     write_json(Path(args.output), report)
-    for flag in report["flags"]:
-        print(f"WARNING {flag}")
-    for title, part in (("small LM", report["small_lm"]), ("LoRA LM", report["pretrained_lm"])):
-        if part is not None:
-            value, spread = part["nats_per_token"]["mean"], part["nats_per_token"]["deviation"]
-            print(
-                f"{title}: {value:.4f} nats/token"
-                + (f" ± {spread:.4f} over {len(part['seeds'])} seeds" if spread else "")
-                + f", {part['bits_per_second']['mean']:.1f} bits/s,"
-                f" gain over unigram {part['gain_over_unigram']:.4f}"
-            )
-    unigram = report["unigram"]
-    print(f"unigram entropy {unigram['entropy']:.4f} nats, code use {unigram['effective']:.1%}")
-    print("reconstruction:", json.dumps(sound))
+    print("\n".join(token_lm.summary(report)))
+    return _print_failures(failed, args.output)
 
 
-def salmon(args: argparse.Namespace) -> None:
+def score_coherence(args: argparse.Namespace) -> int:
     """Coherence accuracies of a language model over a codec's tokens."""
-    from llmcodec_jax.evaluation import audio_lm
-    from llmcodec_jax.evaluation import salmon as room
+    from llmcodec_jax.evaluation import audio_lm, salmon
     from llmcodec_jax.evaluation.reports import write_json
 
     codec = _codec(args.codec)
@@ -130,53 +136,57 @@ def salmon(args: argparse.Namespace) -> None:
             f"{args.lm}: {len(model.head)} audio tokens, but the codec has "
             f"{codec.codebook_size} x {codec.levels}; this LM belongs to another codec"
         )
-    parts = room.find_parts(args.data)
+    parts = salmon.find_parts(args.data)
     parts = {name: pairs[: args.limit] for name, pairs in parts.items()}
-    report = room.evaluate(parts, codec, room.likelihood_of(model))
+    report = salmon.evaluate(parts, codec, salmon.likelihood_of(model))
     write_json(Path(args.output), report)
-    print("\n".join(room.table(report)))
+    print("\n".join(salmon.table(report)))
+    return 0
 
 
-def suite(args: argparse.Namespace) -> None:
+def make_suite(args: argparse.Namespace) -> int:
     """A coherence suite with controls, made from a transcribed multi-speaker corpus."""
     from llmcodec_jax import audio
     from llmcodec_jax.data.sources import open_source
-    from llmcodec_jax.evaluation import suite as room
+    from llmcodec_jax.evaluation import suite
 
     folder = Path(args.data.partition(":")[2] or args.data)
-    corpus = room.open_corpus(open_source(args.data), room.read_genders(folder))
+    corpus = suite.open_corpus(open_source(args.data), suite.read_genders(folder))
     noises = audio.find(args.noise) if args.noise else []
-    made = room.make(corpus, Path(args.output), args.pairs, args.seed, noises)
+    made = suite.make(corpus, Path(args.output), args.pairs, args.seed, noises)
     for name, pairs in made.items():
         print(f"{name}: {pairs} pairs")
+    return 0
 
 
-def consistency(args: argparse.Namespace) -> None:
+def measure_consistency(args: argparse.Namespace) -> int:
     """Token edit distance under changes that do not alter the sound."""
-    from llmcodec_jax.evaluation import consistency as room
+    from llmcodec_jax.evaluation import consistency
     from llmcodec_jax.evaluation.reports import write_json
 
-    report = room.evaluate(_codec(args.codec), Path(args.data), args.limit)
+    report = consistency.evaluate(_codec(args.codec), Path(args.data), args.limit)
     write_json(Path(args.output), report)
     for name, value in report["mean"].items():
         print(f"{name:14s} {value:.4f} ± {report['interval'][name] or 0:.4f}")
+    return _print_failures(report["failed"], args.output)
 
 
-def compare(args: argparse.Namespace) -> None:
+def compare(args: argparse.Namespace) -> int:
     """One page (and its data) of any number of codecs."""
-    from llmcodec_jax.evaluation import comparison as room
+    from llmcodec_jax.evaluation import comparison
     from llmcodec_jax.evaluation.reports import write_json
 
     codecs = {}
-    for name, _, files in (entry.partition("=") for entry in args.codecs):
-        if not files:
-            raise EvaluationError(f"{name}: expected NAME=report.json,token_lm.json,...")
-        codecs[name] = room.read([Path(file) for file in files.split(",")])
-    heard = {name: Path(folder) for name, _, folder in (a.partition("=") for a in args.audio)}
+    for name, _, paths in (entry.partition("=") for entry in args.codecs):
+        if not paths:
+            raise UsageError(f"{name}: expected NAME=report.json,token_lm.json,...")
+        codecs[name] = comparison.read([Path(path) for path in paths.split(",")])
+    folders = {name: Path(folder) for name, _, folder in (a.partition("=") for a in args.audio)}
     reference = Path(args.reference) if args.reference else None
     output = Path(args.output)
-    print(room.write(output, codecs, reference, heard))
+    print(comparison.write(output, codecs, reference, folders))
     write_json(output.with_suffix(".json"), codecs)
+    return 0
 
 
 def _codec(path: str):
@@ -188,7 +198,7 @@ def _codec(path: str):
 
 
 def _token_lm_parser(commands) -> None:
-    from llmcodec_jax.evaluation.protocol import Protocol
+    from llmcodec_jax.evaluation.protocol import TokenLMProtocol
 
     parser = commands.add_parser(
         "token_lm",
@@ -205,14 +215,16 @@ def _token_lm_parser(commands) -> None:
     parser.add_argument("--lm", help="pretrained LM folder or .gguf to tune with LoRA as well")
     parser.add_argument("--reconstruction", help="report.json to show beside token files")
     parser.add_argument("--save-lm", help="folder to keep the first seed's small LM in")
-    parser.add_argument("--seeds", type=int, default=len(Protocol.seeds), help="how many seeds")
-    for field in dataclasses.fields(Protocol):
+    parser.add_argument(
+        "--seeds", type=int, default=len(TokenLMProtocol.seeds), help="how many seeds"
+    )
+    for field in dataclasses.fields(TokenLMProtocol):
         if field.name != "seeds":
             option = "--" + field.name.replace("_", "-")
             parser.add_argument(
                 option, type=type(field.default), default=field.default, help="protocol"
             )
-    parser.set_defaults(run=token_lm)
+    parser.set_defaults(run=measure_tokens)
 
 
 def _salmon_parsers(commands) -> None:
@@ -230,7 +242,7 @@ def _salmon_parsers(commands) -> None:
     parser.add_argument("--begin-token", type=int, help="id that opens sequences (default: BOS)")
     parser.add_argument("--limit", type=int, help="pairs per part")
     parser.add_argument("--output", default="salmon.json", help="default: salmon.json")
-    parser.set_defaults(run=salmon)
+    parser.set_defaults(run=score_coherence)
     parser = commands.add_parser(
         "suite",
         help="make a coherence suite with controls from a speech corpus",
@@ -242,7 +254,7 @@ def _salmon_parsers(commands) -> None:
     parser.add_argument("--pairs", type=int, default=100, help="per part (default: 100)")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--noise", help="folder of recorded backgrounds (default: generated ones)")
-    parser.set_defaults(run=suite)
+    parser.set_defaults(run=make_suite)
 
 
 def _other_parsers(commands) -> None:
@@ -251,9 +263,9 @@ def _other_parsers(commands) -> None:
     )
     parser.add_argument("--codec", required=True, help="run folder, converted folder or weights")
     parser.add_argument("--data", required=True, help="folder of clips")
-    parser.add_argument("--limit", type=int, help="clips to use")
+    parser.add_argument("--limit", type=int, help="clips, as many from every sub-folder")
     parser.add_argument("--output", default="consistency.json", help="default: consistency.json")
-    parser.set_defaults(run=consistency)
+    parser.set_defaults(run=measure_consistency)
     parser = commands.add_parser(
         "compare", help="one self-contained page of any number of codecs' reports"
     )
@@ -266,7 +278,7 @@ def _other_parsers(commands) -> None:
 
 @answer_errors
 def main(argv: list[str] | None = None) -> int:
-    """Runs one sub-command; returns the process's exit code."""
+    """Runs one sub-command -> exit status (see `errors`)."""
     parser = argparse.ArgumentParser(
         prog="python -m llmcodec_jax.evaluate", description=__doc__.splitlines()[0]
     )
@@ -275,8 +287,7 @@ def main(argv: list[str] | None = None) -> int:
         add(commands)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    args.run(args)
-    return 0
+    return args.run(args)
 
 
 if __name__ == "__main__":

@@ -42,9 +42,9 @@ def run(config, data: Path, workdir: Path, budget: float) -> dict:
     base, teacher = workdir / "base", workdir / "teacher"
     stages.train_run(config.base, base, material.sources)
     coded = stages.Coded(base, material)
-    begin = stages.teach(config, teacher, coded)
+    begin = stages.train_teacher(config, teacher, coded)
     folders = {"base": {0: base}}
-    stages.evaluate(coded, clips, pairs, config, head_start=True)
+    stages.evaluate(coded, clips, pairs, config, base=True)
     # Seed by seed, so that a study cut short compares all variants on the seeds it has.
     for seed in range(max(config.seeds.values())):
         for name in (name for name, seeds in config.seeds.items() if seed < seeds):

@@ -9,18 +9,23 @@ by name opens no record. `python -m llmcodec_jax.data.prepare` writes them.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import io
 import json
 import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import soundfile
-from array_record.python import array_record_data_source, array_record_module
+from array_record.python import array_record_module
 
+from llmcodec_jax import files
 from llmcodec_jax.audio import AudioError
 from llmcodec_jax.data.records import EncodedSound, Record
+from llmcodec_jax.data.shards import ShardReader
+from llmcodec_jax.types import DOMAINS
 
 MAGIC = b"LCA1"
 SUFFIX = ".array_record"
@@ -45,42 +50,38 @@ def unpack(data: bytes, label: str) -> Record:
     (size,) = struct.unpack_from("<I", data, 4)
     try:
         header = json.loads(data[8 : 8 + size])
-        name = header["name"]
         words = tuple((float(a), float(b), str(word)) for a, b, word in header.get("words", ()))
-    except (ValueError, KeyError, TypeError) as error:
+        name, text, domain, speaker = map(header.get, ("name", "text", "domain", "speaker"))
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise AudioError(f"{label}: has a damaged header ({error})") from error
+    texts = [value for value in (text, domain, speaker) if value is not None]
+    if not name or not all(isinstance(value, str) for value in (name, *texts)):
+        raise AudioError(f"{label}: has a damaged header (name, text, domain, speaker: {header})")
+    if domain is not None and domain not in DOMAINS:
+        raise AudioError(f"{label}: domain {domain!r} is not one of {', '.join(DOMAINS)}")
     sound = EncodedSound(data[8 + size :], f"{label} ({name})")
-    return Record(
-        name, sound, header.get("text"), words, header.get("domain"), header.get("speaker")
-    )
+    return Record(name, sound, text, words, domain, speaker)
 
 
-class ShardWriter:
-    """Writes one shard and its sidecar under temporary names; `finish` makes both real."""
+@contextlib.contextmanager
+def shard_writer(path: Path) -> Iterator[Callable[[bytes, str, str | None], None]]:
+    """`write(data, name, speaker)` for one shard; it and its sidecar are there once all is well."""
+    names: list[str] = []
+    # One record a chunk: a random read touches nothing else. Audio is compressed already.
+    options = "group_size:1,uncompressed"
+    with files.replacing(path) as partial:  # after the sidecar: a shard that exists is complete
+        writer = array_record_module.ArrayRecordWriter(str(partial), options)
 
-    def __init__(self, path: Path):
-        self.path = path
-        self._partial = path.with_name(f".{path.name}.part")
-        # One record a chunk: a random read touches nothing else. Audio is compressed already.
-        options = "group_size:1,uncompressed"
-        self._writer = array_record_module.ArrayRecordWriter(str(self._partial), options)
-        self._names: list[str] = []
+        def write(data: bytes, name: str, speaker: str | None) -> None:
+            writer.write(data)
+            names.append(f"{_flat(name)}\t{_flat(speaker or '')}\n")
 
-    def write(self, data: bytes, name: str, speaker: str | None) -> None:
-        self._writer.write(data)
-        self._names.append(f"{_flat(name)}\t{_flat(speaker or '')}\n")
-
-    def finish(self) -> None:
-        self._writer.close()
-        names = _sidecar(self.path)
-        partial = names.with_name(f".{names.name}.part")
-        partial.write_text("".join(self._names), "utf-8")
-        partial.replace(names)
-        self._partial.replace(self.path)  # last: a shard that exists is complete
-
-    def abandon(self) -> None:
-        self._writer.close()
-        self._partial.unlink(missing_ok=True)
+        try:
+            yield write
+        finally:
+            writer.close()
+        with files.replacing(_sidecar(path)) as sidecar:
+            sidecar.write_text("".join(names), "utf-8")
 
 
 def _flat(text: str) -> str:
@@ -106,7 +107,7 @@ class ArrayRecordSource:
         self._groups: list[str] = []
         for path in self.paths:
             self._add_names(Path(path))
-        self._reader = array_record_data_source.ArrayRecordDataSource(self.paths)
+        self._reader = ShardReader(self.paths, "write the set again with llmcodec_jax.data.prepare")
         if len(self._reader) != len(self._names):
             raise AudioError(
                 f"{pattern}: {len(self._reader)} records but {len(self._names)} names beside them; "
@@ -135,4 +136,5 @@ class ArrayRecordSource:
         return self._groups[index]
 
     def record(self, index: int) -> Record:
-        return unpack(self._reader[index], f"{self.label}, record {index}")
+        label = f"{self.label}, record {index}"
+        return unpack(self._reader.read(index, label), label)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import logging
-import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from llmcodec_jax import audio
+from llmcodec_jax import audio, files
 from llmcodec_jax.audio import AudioError
 from llmcodec_jax.data.records import EncodedSound, Record, Word, read_text
 from llmcodec_jax.data.words import ALIGNMENT, read_alignment, read_words
@@ -15,6 +16,7 @@ from llmcodec_jax.types import DOMAINS
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.tsv"
+_TRANSCRIPT = ".trans.txt"
 _COLUMNS = {"path", "text", "speaker", "domain"}
 
 
@@ -32,9 +34,15 @@ class LibriSpeechSource:
         self._items: list[tuple[str, str, str]] = []  # (ID, path below the folder, text)
         if not self.folder.is_dir():
             raise AudioError(f"{folder}: no such folder")
+        found, left_out = files.find(self.folder, (_TRANSCRIPT, *audio.EXTENSIONS))
+        if left_out:
+            logger.warning("%s: left out %s", folder, ", ".join(left_out))
+        chapters = collections.defaultdict(list)
+        for path in found:
+            chapters[path.parent].append(path)
         missing = 0
-        for transcript in sorted(self.folder.rglob("*.trans.txt")):
-            missing += self._add_chapter(transcript)
+        for transcript in (path for path in found if path.name.endswith(_TRANSCRIPT)):
+            missing += self._add_chapter(transcript, chapters[transcript.parent])
         if missing:
             logger.warning("%s: %d transcribed clips have no audio file", folder, missing)
         if not self._items:
@@ -43,25 +51,24 @@ class LibriSpeechSource:
                 "use folder:DIR for other layouts"
             )
 
-    def _add_chapter(self, transcript: Path) -> int:
-        """Indexes one chapter; returns how many of its transcripts have no audio."""
-        folder = transcript.parent
-        files = {
-            Path(file).stem: os.path.relpath(folder / file, self.folder)
-            for file in sorted(os.listdir(folder))
-            if Path(file).suffix.lower() in audio.EXTENSIONS
+    def _add_chapter(self, transcript: Path, paths: Sequence[Path]) -> int:
+        """Indexes one chapter's files; returns how many of its transcripts have no audio."""
+        sounds = {
+            path.stem: str(path.relative_to(self.folder))
+            for path in paths
+            if path.suffix.lower() in audio.EXTENSIONS
         }
         missing = 0
         for number, line in enumerate(read_text(transcript).splitlines(), 1):
             if not line.strip():
                 continue
             name, _, text = line.strip().partition(" ")
-            if name in files:
-                self._items.append((name, files.pop(name), text.strip()))
+            if name in sounds:
+                self._items.append((name, sounds.pop(name), text.strip()))
             else:
                 missing += 1
                 logger.debug("%s:%d: no audio file for %s", transcript, number, name)
-        self._items += [(name, path, "") for name, path in sorted(files.items())]
+        self._items += [(name, path, "") for name, path in sorted(sounds.items())]
         return missing
 
     def __len__(self) -> int:

@@ -23,8 +23,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from llmcodec_jax import files
 from llmcodec_jax.audio import AudioError, resample
-from llmcodec_jax.data.arrayrecords import CODECS, SUFFIX, ShardWriter, pack
+from llmcodec_jax.data.arrayrecords import CODECS, SUFFIX, pack, shard_writer
 from llmcodec_jax.data.packages import FetchError
 from llmcodec_jax.data.records import Source, stable_hash
 from llmcodec_jax.data.sources import open_source
@@ -83,7 +84,7 @@ def prepare(
     shards = max(1, min(shards, len(opened)))
     digest = stable_hash("\n".join(opened.name(i) for i in range(len(opened))), 64)
     plan = Plan(source, len(opened), f"{digest:016x}", shards, sample_rate, codec)
-    _settle(output, plan)
+    check_plan(output, plan)
     paths = [output / f"data-{i:05d}-of-{shards:05d}{SUFFIX}" for i in range(shards)]
     todo = [i for i, path in enumerate(paths) if not path.is_file()]
     counts = {"written": 0, "skipped": 0, "kept_shards": shards - len(todo)}
@@ -107,16 +108,17 @@ def prepare(
     return counts
 
 
-def _settle(output: Path, plan: Plan) -> None:
+def check_plan(output: Path, plan: Plan) -> None:
     """Writes the plan, or compares it with the one that is there."""
     output.mkdir(parents=True, exist_ok=True)
+    for stale in output.glob(".*.part"):  # of a process that was killed
+        stale.unlink()
     file = output / PLAN
     if not file.is_file():
         if any(output.glob(f"*{SUFFIX}")):
             raise UsageError(f"{output}: holds shards but no {PLAN}; choose another folder")
-        partial = file.with_name(f".{PLAN}.{os.getpid()}.part")
-        partial.write_text(json.dumps(dataclasses.asdict(plan), indent=2) + "\n")
-        partial.replace(file)
+        with files.replacing(file) as partial:
+            partial.write_text(json.dumps(dataclasses.asdict(plan), indent=2) + "\n")
         return
     before = json.loads(file.read_text())
     differing = [k for k, v in dataclasses.asdict(plan).items() if before.get(k) != v]
@@ -139,20 +141,15 @@ def _encode(index: int):
 
 
 def _write_shard(path: Path, items: Iterator, bar: tqdm, counts: dict[str, int]) -> None:
-    writer = ShardWriter(path)
     problems = []
-    try:
+    with shard_writer(path) as write:
         for data, name, speaker, error in items:
             bar.update()
             if data is None:
                 problems.append(f"{name}\t{error}\n")
                 continue
-            writer.write(data, name, speaker)
+            write(data, name, speaker)
             counts["written"] += 1
-    except BaseException:
-        writer.abandon()
-        raise
-    writer.finish()
     counts["skipped"] += len(problems)
     if problems:
         with open(path.parent / "skipped.txt", "a", encoding="utf-8") as log:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import soundfile
 
+from llmcodec_jax import audio
 from llmcodec_jax.audio import AudioError
 
 Word = tuple[float, float, str]
 """(start in seconds, end in seconds, the word)."""
-
-_LIBRARY_ERRORS = (soundfile.LibsndfileError, OSError, RuntimeError)
 
 
 class Sound(Protocol):
@@ -37,13 +34,8 @@ class EncodedSound:
         self.label = label or str(file)
         if not isinstance(file, bytes) and not Path(file).is_file():
             raise AudioError(f"{self.label}: no such file")
-        try:
-            self._file = soundfile.SoundFile(io.BytesIO(file) if isinstance(file, bytes) else file)
-        except _LIBRARY_ERRORS as error:
-            raise AudioError(f"{self.label}: cannot be read as audio ({error})") from error
+        self._file = audio.open_file(file, self.label)
         self.rate, self.samples = self._file.samplerate, self._file.frames
-        if self.samples <= 0:
-            raise AudioError(f"{self.label}: holds no samples")
         if not self._file.seekable() or self.samples > 2**40:
             raise AudioError(f"{self.label}: has no known length (a truncated or piped file)")
 
@@ -51,11 +43,9 @@ class EncodedSound:
         try:
             self._file.seek(start)
             wav = self._file.read(stop - start, dtype="float32", always_2d=True)
-        except _LIBRARY_ERRORS as error:
+        except audio.LIBRARY_ERRORS as error:
             raise AudioError(f"{self.label}: cannot be decoded ({error})") from error
-        # Decoders of lossy formats may estimate the length; a cut file misses far more.
-        if len(wav) < 0.99 * (stop - start):
-            raise AudioError(f"{self.label}: truncated, {len(wav)} of {stop - start} samples")
+        audio.check_length(len(wav), stop - start, self.label)
         return _checked(wav.mean(axis=1), self.label)
 
 

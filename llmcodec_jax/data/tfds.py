@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from array_record.python import array_record_data_source
 
 from llmcodec_jax.audio import AudioError
 from llmcodec_jax.data.records import ArraySound, EncodedSound, Record, Sound
+from llmcodec_jax.data.shards import ShardReader
 from llmcodec_jax.errors import UsageError
 
 _TEXT_NAMES = ("text", "transcription", "transcript", "sentence", "text_normalized")
@@ -62,7 +62,7 @@ class TfdsSource:
             self._starts.append((count, split["name"]))
             paths += _shards(self.folder, info["name"], split, len(lengths))
             count += sum(lengths)
-        self._reader = array_record_data_source.ArrayRecordDataSource(paths)
+        self._reader = ShardReader(paths, "prepare the set again")
         if len(self._reader) != count:
             raise AudioError(f"{self.folder}: {len(self._reader)} records instead of {count}")
 
@@ -82,7 +82,7 @@ class TfdsSource:
 
         name = self.name(index)
         try:
-            example = tf_example_pb2.Example.FromString(self._reader[index])
+            example = tf_example_pb2.Example.FromString(self._reader.read(index, name))
         except DecodeError as error:
             raise AudioError(f"{name}: is not a tf.train.Example ({error})") from error
         return self._fields.record(example.features.feature, name)
@@ -130,7 +130,7 @@ class _Fields:
             return EncodedSound(feature.bytes_list.value[0], name)
         if self.integer:
             values = np.array(feature.int64_list.value, np.int64)
-            if len(values) and np.abs(values).max() > _FULL_SCALE:
+            if len(values) and max(-int(values.min()), int(values.max())) > _FULL_SCALE:
                 raise AudioError(f"{name}: its integer samples need more than 16 bits")
         else:
             values = np.array(feature.float_list.value, np.float32)

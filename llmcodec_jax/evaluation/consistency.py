@@ -11,6 +11,7 @@ from tqdm import tqdm
 from llmcodec_jax import audio
 from llmcodec_jax.evaluation.additional import edit_distance
 from llmcodec_jax.evaluation.reports import EvaluationError, summarise_columns
+from llmcodec_jax.evaluation.sampling import from_every_folder
 
 SHIFT = 24  # samples, either way
 NOISE = 30.0  # dB below the clip
@@ -35,16 +36,25 @@ def evaluate(codec, folder: Path, limit: int | None = None) -> dict:
 
     "reencoded" codes the codec's own reconstruction; "truncated" codes the first half alone and
     compares it with the first half of the whole. 0 is unchanged, 1 is entirely different.
-    Residual codebooks are averaged. -> {"mean", "interval", "items"}.
+    Residual codebooks are averaged. `limit` clips at most, the same number from every sub-folder.
+    -> {"mean", "interval", "items", "failed": {name: reason}}.
     """
-    paths = audio.find(folder)[:limit]
-    items = {}
-    for index, path in enumerate(tqdm(paths, "consistency", unit="clip")):
-        wav = audio.load(path, codec.sample_rate)
+    paths = {path.relative_to(folder).as_posix(): path for path in audio.find(folder)}
+    items, failed = {}, {}
+    names = from_every_folder(list(paths), limit)
+    for index, name in enumerate(tqdm(names, "consistency", unit="clip")):
+        try:
+            wav = audio.load(paths[name], codec.sample_rate)
+        except audio.AudioError as error:
+            failed[name] = str(error)
+            continue
         if len(wav) < 2 * codec.sample_rate / codec.frame_rate:
-            raise EvaluationError(f"{path}: shorter than two frames")
-        items[path.relative_to(folder).as_posix()] = _clip(codec, wav, index)
-    return {"items": items} | summarise_columns(items.values())
+            failed[name] = f"{paths[name]}: shorter than two frames"
+        else:
+            items[name] = _clip(codec, wav, index)
+    if not items:
+        raise EvaluationError("no clip can be used:\n  " + "\n  ".join(list(failed.values())[:5]))
+    return {"items": items, "failed": failed} | summarise_columns(items.values())
 
 
 def _clip(codec, wav: np.ndarray, seed: int) -> dict[str, float]:

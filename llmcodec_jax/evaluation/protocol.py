@@ -6,7 +6,7 @@ import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
-class Protocol:
+class TokenLMProtocol:
     """What all codecs have in common. Change it and numbers are no longer comparable."""
 
     steps: int = 1000
@@ -18,5 +18,6 @@ class Protocol:
     lora_learning_rate: float = 2e-4
     weight_decay: float = 0.01
     evaluations: int = 10  # looks at the development split, the untrained model included
-    held_out_stretches: int = 256  # at most, of each held-out split
+    held_out_stretches: int = 256  # at most, of each held-out split, chosen by hash
+    probes: int = 128  # places at which the codes before are made without the audio after; 0: none
     seeds: tuple[int, ...] = (0, 1, 2)

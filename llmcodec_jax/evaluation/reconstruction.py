@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from llmcodec_jax import audio
+from llmcodec_jax import audio, files
+from llmcodec_jax.data.records import stable_hash
 from llmcodec_jax.evaluation import additional, codec_superb
 from llmcodec_jax.evaluation.reports import (
     EvaluationError,
@@ -24,6 +25,7 @@ from llmcodec_jax.evaluation.reports import (
     summarise_columns,
     write_json,
 )
+from llmcodec_jax.evaluation.sampling import from_every_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +38,8 @@ class Clip:
 
     def key(self, source: str) -> str:
         """Changes whenever a file, the codec or the installed metrics change."""
-        files = [p.stat() for p in (self.reference, self.estimate) if p is not None]
-        stamps = [f"{s.st_size}:{s.st_mtime_ns}" for s in files]
+        found = [p.stat() for p in (self.reference, self.estimate) if p is not None]
+        stamps = [f"{s.st_size}:{s.st_mtime_ns}" for s in found]
         return "|".join([source, *stamps])
 
 
@@ -86,30 +88,90 @@ def evaluate(
     """Scores all clips and writes the report to `output`; returns it.
 
     `source` names what made the estimates; `code` makes them where clips have none (a codec: it
-    runs in this process while `workers` processes score). Finished clips are kept in
-    `output` + "l" (a journal), so that a second call after an interruption carries on; it
-    goes once the report is whole. `keep`: folder to write a codec's reconstructions to.
+    runs in this process while `workers` processes score). `keep`: folder to write a codec's
+    reconstructions to. Clips that cannot be read or coded are the report's `failed`.
+
+    A report of the same files, source and metrics is returned as it is. Until it is whole, finished
+    clips are kept in `output` + "l" (a journal), so that a second call carries on.
     """
-    optional = tuple(name for name in optional if name not in additional.absent(optional))
-    scored = sorted(set(codec_superb.METRICS) - set(codec_superb.absent()))
+    absent = codec_superb.absent() | additional.absent(optional)
+    optional = tuple(name for name in optional if name not in absent)
+    scored = sorted(set(codec_superb.METRICS) - set(absent))
     source = "|".join([source, *scored, *optional])
+    keys = {clip.name: clip.key(source) for clip in clips}
+    digest = f"{stable_hash(json.dumps(keys), 64):016x}"
+    if (finished := _finished(output, digest, clips, keep)) is not None:
+        return finished
     journal = output.with_name(output.name + "l")
     output.parent.mkdir(parents=True, exist_ok=True)
-    keys = {clip.name: clip.key(source) for clip in clips}
-    rows = {r["name"]: r for r in _read_journal(journal) if keys.get(r["name"]) == r["key"]}
-    todo = [clip for clip in clips if clip.name not in rows]
-    jobs = ((clip, _estimate(clip, code, keep), optional) for clip in todo)
+    rows = {
+        row["name"]: row
+        for row in files.read_json_lines(journal)
+        if row.get("key") is not None and keys.get(row["name"]) == row["key"]
+    }
+    todo = [clip for clip in clips if clip.name not in rows or not _kept(clip, keep)]
+    failed: dict[str, str] = {}
+    jobs = _jobs(todo, code, keep, optional, failed)
     with journal.open("a") as log:
-        for row in tqdm(_in_parallel(jobs, workers), "scoring", len(clips), initial=len(rows)):
+        bar = tqdm(total=len(clips), desc="scoring", unit="clip", initial=len(clips) - len(todo))
+        for row in _in_parallel(jobs, workers):
+            bar.update()
+            if "error" in row:
+                failed[row["name"]] = row["error"]
+                continue
             row["key"] = keys[row["name"]]
             log.write(json.dumps(row) + "\n")
             log.flush()
             rows[row["name"]] = row
-    report = summarise([rows[clip.name] for clip in clips])
-    report["absent"] = codec_superb.absent() | additional.absent(optional)
+        bar.close()
+    report = summarise([rows[clip.name] for clip in clips if clip.name in rows])
+    report |= {"absent": absent, "failed": failed, "key": digest}
     write_json(output, report)
-    journal.unlink()
+    if not failed:
+        journal.unlink()
     return report
+
+
+def _finished(output: Path, digest: str, clips: list[Clip], keep: Path | None) -> dict | None:
+    """The report at `output`, if it is whole and of these very files and metrics."""
+    if not output.exists() or not all(_kept(clip, keep) for clip in clips):
+        return None
+    try:
+        report = json.loads(output.read_text())
+    except (OSError, json.JSONDecodeError):
+        return None
+    whole = isinstance(report, dict) and report.get("key") == digest and not report.get("failed")
+    return report if whole else None
+
+
+def _kept_path(clip: Clip, keep: Path) -> Path:
+    return (keep / clip.name).with_suffix(".wav")
+
+
+def _kept(clip: Clip, keep: Path | None) -> bool:
+    """Whether there is nothing to keep of a clip, or it is there."""
+    return keep is None or clip.estimate is not None or _kept_path(clip, keep).exists()
+
+
+def _jobs(
+    clips: list[Clip],
+    code: Callable[[Path], Coded] | None,
+    keep: Path | None,
+    optional: tuple[str, ...],
+    failed: dict[str, str],
+) -> Iterator[tuple]:
+    """Arguments of `score_clip`, coded where clips have no estimate; names failures in `failed`."""
+    for clip in clips:
+        coded = None
+        if clip.estimate is None:
+            try:
+                coded = code(clip.reference)
+            except audio.AudioError as error:
+                failed[clip.name] = str(error)
+                continue
+            if keep is not None:
+                audio.write(_kept_path(clip, keep), coded.wav[0], coded.rate, exact=True)
+        yield clip, coded, optional
 
 
 def summarise(rows: list[dict]) -> dict:
@@ -139,17 +201,26 @@ def summarise(rows: list[dict]) -> dict:
 
 
 def score_clip(clip: Clip, estimate: Coded | None, optional: tuple[str, ...]) -> dict:
-    """One row: the six metrics, the additional ones, and the codes where a codec made them."""
-    reference, rate = audio.read(clip.reference)
+    """One row: the six metrics, the additional ones, and the codes where a codec made them.
+
+    The estimate, whoever made it, is brought to the reference's rate here and nowhere else, so
+    that a codec and the files it wrote get the same score. {"name", "error"} where a file is
+    unusable.
+    """
+    try:
+        reference, rate = audio.read(clip.reference)
+        if estimate is None:
+            wav, estimate_rate = audio.read(clip.estimate)
+            estimate = Coded(wav.T, estimate_rate)
+    except audio.AudioError as error:
+        return {"name": clip.name, "error": str(error)}
     reference = reference.T
-    if estimate is None:
-        wav, estimate_rate = audio.read(clip.estimate)
-        estimate = Coded(wav.T, estimate_rate)
-    elif len(reference) > 1:
-        reference = reference.mean(axis=0, keepdims=True)  # codecs hear mono
-    metrics = codec_superb.score(reference, rate, estimate.wav, estimate.rate)
-    wav = codec_superb.sinc_resample(estimate.wav.mean(axis=0, keepdims=True), estimate.rate, rate)
-    mono = codec_superb.match_lengths(reference.mean(axis=0, keepdims=True), wav)
+    if len(reference) != len(estimate.wav):  # codecs hear mono
+        reference = reference.mean(axis=0, keepdims=True)
+        estimate = dataclasses.replace(estimate, wav=estimate.wav.mean(axis=0, keepdims=True))
+    wav = audio.resample(estimate.wav.T, estimate.rate, rate).T
+    metrics = codec_superb.score(reference, rate, wav, rate)
+    mono = codec_superb.match_lengths(*(x.mean(axis=0, keepdims=True) for x in (reference, wav)))
     row = {
         "name": clip.name,
         "seconds": reference.shape[1] / rate,
@@ -165,40 +236,38 @@ def score_clip(clip: Clip, estimate: Coded | None, optional: tuple[str, ...]) ->
 
 
 def codec_coder(codec) -> Callable[[Path], Coded]:
-    """The benchmark's way through a codec, as a function of a file (method.md 8).
+    """The benchmark's way through a codec, as a function of a file (docs/method.md 8).
 
-    Mono, resampled to the codec's rate, coded, cut to the input's length, resampled back.
+    Mono, resampled to the codec's rate, coded, cut to the input's length; unrounded and unclipped
+    floats. `decode` and `keep` write the same, and so score the same. Raises AudioError.
     """
 
     def code(path: Path) -> Coded:
         wav, rate = audio.read(path)
         heard = audio.resample(wav.mean(axis=1), rate, codec.sample_rate)
+        if not len(heard):
+            raise audio.AudioError(f"{path}: too short to code")
         codes = codec.encode(heard, codec.sample_rate)
         made = np.asarray(codec.decode(codes), np.float32)[: len(heard)]
-        return Coded(audio.resample(made, codec.sample_rate, rate)[None], rate, np.asarray(codes))
+        return Coded(made[None], codec.sample_rate, np.asarray(codes))
 
     return code
 
 
 def codec_sample(codec, folder: Path, clips: int = 24) -> dict[str, float | None]:
-    """Mean metrics of a codec on clips spread evenly over a folder, in this process."""
-    paths = audio.find(folder)
-    chosen = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, clips).astype(int))]
-    code = codec_coder(codec)
-    rows = []
-    for path in tqdm(chosen, "reconstruction", unit="clip"):
-        row = score_clip(Clip(path.name, path, None), code(path), ())
-        rows.append(row["metrics"])
+    """Mean metrics of a codec on clips of all a folder's sub-folders, in this process."""
+    names = {path.relative_to(folder).as_posix(): path for path in audio.find(folder)}
+    code, rows = codec_coder(codec), []
+    for name in tqdm(from_every_folder(list(names), clips), "reconstruction", unit="clip"):
+        try:
+            row = score_clip(Clip(name, names[name], None), code(names[name]), ())
+        except audio.AudioError as error:
+            row = {"error": str(error)}
+        if "error" in row:
+            tqdm.write(f"left out: {row['error']}")
+        else:
+            rows.append(row["metrics"])
     return means(rows)
-
-
-def _estimate(clip: Clip, code: Callable[[Path], Coded] | None, keep: Path | None) -> Coded | None:
-    if clip.estimate is not None:
-        return None  # the scoring process reads the file
-    coded = code(clip.reference)
-    if keep is not None:
-        audio.write((keep / clip.name).with_suffix(".wav"), coded.wav[0], coded.rate)
-    return coded
 
 
 def _in_parallel(jobs: Iterable[tuple], workers: int | None) -> Iterator[dict]:
@@ -225,16 +294,6 @@ def _single_thread() -> None:
     import threadpoolctl
 
     threadpoolctl.threadpool_limits(1)
-
-
-def _read_journal(path: Path) -> Iterator[dict]:
-    """Complete lines of a journal; a line cut short by an interruption is skipped."""
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                continue
 
 
 def _code_use(rows: list[dict]) -> dict:

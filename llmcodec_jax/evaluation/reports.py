@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
+from llmcodec_jax import files
 from llmcodec_jax.errors import UsageError
 
 
@@ -50,7 +50,5 @@ def defined(value: float) -> float | None:
 
 def write_json(path: Path, content: dict) -> None:
     """Writes JSON atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-    os.replace(partial, path)
+    with files.replacing(path) as partial:
+        partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", "utf-8")

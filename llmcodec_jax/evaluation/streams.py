@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,14 +56,48 @@ class Streams:
         return sorted(names[2 * held :]), sorted(names[:held]), sorted(names[held : 2 * held])
 
 
-def from_codec(codec, folder: Path) -> Streams:
-    """Encodes every clip of a folder."""
-    clips = {}
+StartEncoder = Callable[[Sequence[tuple[str, int]]], list[np.ndarray]]
+"""(clip's name, frames) each -> the tokens of its first frames, coded as if no more followed."""
+
+
+def from_codec(codec, folder: Path) -> tuple[Streams, dict[str, str]]:
+    """Encodes every clip of a folder -> tokens, and the clips that failed: {name: reason}."""
+    clips, failed = {}, {}
     for path in tqdm(audio.find(folder), "encoding", unit="clip"):
-        codes = np.asarray(codec.encode(audio.load(path, codec.sample_rate), codec.sample_rate))
+        try:
+            codes = np.asarray(codec.encode(_heard(codec, path), codec.sample_rate))
+        except audio.AudioError as error:
+            failed[_name(path, folder)] = str(error)
+            continue
         clips[_name(path, folder)] = tokens.vocabulary_index(codes, codec.codebook_size)
-    levels = 1 if codes.ndim == 1 else codes.shape[1]
-    return Streams(clips, codec.codebook_size, levels, codec.frame_rate)
+    return Streams(clips, codec.codebook_size, codec.levels, codec.frame_rate), failed
+
+
+def start_encoder(codec, folder: Path) -> StartEncoder:
+    """Encodes beginnings of the clips that `from_codec` names."""
+    paths = {_name(path, folder): path for path in audio.find(folder)}
+    return encode_starts(codec, lambda name: _heard(codec, paths[name]))
+
+
+def encode_starts(codec, load: Callable[[str], np.ndarray]) -> StartEncoder:
+    """`load(name)`: a clip at the codec's rate, float32 [N]."""
+    hop = round(codec.sample_rate / codec.frame_rate)
+
+    def encode(starts: Sequence[tuple[str, int]]) -> list[np.ndarray]:
+        wavs = [load(name)[: frames * hop] for name, frames in starts]
+        return [
+            tokens.vocabulary_index(np.asarray(codes), codec.codebook_size)
+            for codes in codec.encode(wavs, codec.sample_rate)
+        ]
+
+    return encode
+
+
+def _heard(codec, path: Path) -> np.ndarray:
+    wav = audio.load(path, codec.sample_rate)
+    if not len(wav):
+        raise audio.AudioError(f"{path}: too short to code")
+    return wav
 
 
 def from_token_files(folder: Path, codebook_size: int | None = None) -> Streams:
@@ -98,13 +132,17 @@ def _name(path: Path, folder: Path) -> str:
     return path.relative_to(folder).with_suffix("").as_posix()
 
 
-def statistics_of(streams: Streams, training: Sequence[str], test: Sequence[str]) -> dict:
-    """What is known of the tokens without their order.
+def statistics_of(
+    streams: Streams, training: Sequence[str], test: Sequence[np.ndarray]
+) -> tuple[dict, np.ndarray]:
+    """What is known of the tokens without their order; and the unigram's nats of every token.
 
     `entropy`: nats of the empirical distribution of all tokens, averaged over levels; `nats`:
-    cross-entropy on the test clips of the training distribution mixed with the uniform one (the
-    best share, so that the baseline is as strong as it can be); `codes_used` and `effective`
-    (exp of the entropy) as shares of what a uniform stream of this length would reach.
+    cross-entropy on the stretches `test` (those that the LM is scored on) of the training
+    distribution mixed with the uniform one (the best share, so that the baseline is as strong as
+    it can be); `codes_used` and `effective` (exp of the entropy) as shares of what a uniform
+    stream of this length would reach; `repeats`: share of the tokens of all clips that equal the
+    one before in their level. An LM's nats fall with repetition though the entropy may not.
     """
     everything = np.concatenate(list(streams.clips.values()))
     counts = np.bincount(everything, minlength=streams.vocabulary).astype(float)
@@ -112,27 +150,41 @@ def statistics_of(streams: Streams, training: Sequence[str], test: Sequence[str]
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     entropy = -np.sum(share * np.log(np.maximum(share, 1e-30)), axis=1)
     expected = streams.codebook_size * -np.expm1(-counts.sum(axis=1) / streams.codebook_size)
-    return {
+    unigram = _unigram(streams, [streams.clips[name] for name in training], test)
+    tested = np.concatenate(list(test))
+    statistics = {
         "entropy": float(entropy.mean()),
-        "nats": _cross_entropy(streams, training, test),
+        "nats": float(unigram[tested].mean()),
         "codes_used": float(np.mean((counts > 0).sum(axis=1) / expected)),
         "effective": float(np.mean(np.exp(entropy) / expected)),
+        "repeats": _repeats(streams),
     }
+    return statistics, unigram
 
 
-def _cross_entropy(streams: Streams, training: Sequence[str], test: Sequence[str]) -> float:
-    counts = [
-        np.bincount(
-            np.concatenate([streams.clips[n] for n in names]), minlength=streams.vocabulary
-        ).reshape(streams.levels, -1)
-        for names in (training, test)
-    ]
-    learned = counts[0] / np.maximum(counts[0].sum(axis=1, keepdims=True), 1)
-    shares = np.linspace(0, 0.999, 200)
-    losses = [
-        -np.sum(counts[1] * np.log(s * learned + (1 - s) / streams.codebook_size)) for s in shares
-    ]
-    return float(min(losses) / counts[1].sum())
+def _unigram(
+    streams: Streams, training: Sequence[np.ndarray], test: Sequence[np.ndarray]
+) -> np.ndarray:
+    """Nats of every token, float [vocabulary]: see `statistics_of`."""
+    learned, tested = (
+        np.bincount(np.concatenate(list(rows)), minlength=streams.vocabulary).reshape(
+            streams.levels, -1
+        )
+        for rows in (training, test)
+    )
+    learned = learned / np.maximum(learned.sum(axis=1, keepdims=True), 1)
+    mixtures = (s * learned + (1 - s) / streams.codebook_size for s in np.linspace(0, 0.999, 200))
+    nats = min((-np.log(mixture) for mixture in mixtures), key=lambda n: np.sum(tested * n))
+    return nats.reshape(-1)
+
+
+def _repeats(streams: Streams) -> float:
+    repeated = places = 0
+    for clip in streams.clips.values():
+        frames = clip.reshape(-1, streams.levels)
+        repeated += int((frames[1:] == frames[:-1]).sum())
+        places += frames[1:].size
+    return repeated / max(places, 1)
 
 
 def flags(streams: Streams, statistics: dict, reconstruction: dict | None) -> list[str]:

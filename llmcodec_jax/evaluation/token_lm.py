@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import flax.struct
@@ -21,10 +22,11 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from llmcodec_jax.evaluation import audio_lm
+from llmcodec_jax.evaluation import audio_lm, look_ahead
 from llmcodec_jax.evaluation.audio_lm import AudioLM
-from llmcodec_jax.evaluation.protocol import Protocol
-from llmcodec_jax.evaluation.streams import Streams, flags, statistics_of
+from llmcodec_jax.evaluation.protocol import TokenLMProtocol
+from llmcodec_jax.evaluation.sampling import by_hash
+from llmcodec_jax.evaluation.streams import StartEncoder, Streams, flags, statistics_of
 
 
 @flax.struct.dataclass
@@ -34,21 +36,31 @@ class Stretches:
     codes: np.ndarray  # int32 [count, tokens]
     lengths: np.ndarray  # int32 [count]
 
+    def rows(self) -> list[np.ndarray]:
+        """The stretches without their padding."""
+        return [row[:length] for row, length in zip(self.codes, self.lengths, strict=True)]
+
 
 def report(
     streams: Streams,
-    protocol: Protocol,
+    protocol: TokenLMProtocol,
     lm: str | Path | None = None,
     reconstruction: dict | None = None,
     save: Path | None = None,
+    encode_start: StartEncoder | None = None,
 ) -> dict:
     """The whole comparison of one codec: never a perplexity without what could have bought it.
 
     `lm`: a pretrained text model to tune with LoRA under the same protocol. `reconstruction`:
     mean metrics of the codec's audio. `save`: folder for the first seed's small model.
+    `encode_start`: the codec, where it is at hand, for the share without look-ahead.
     """
     training, development, test = streams.split()
-    unigram = statistics_of(streams, training, test)
+    _, stretches = held_out(streams, protocol)
+    unigram, baseline = statistics_of(streams, training, stretches.rows())
+    probes = None
+    if encode_start is not None and protocol.probes:
+        probes = look_ahead.make_probes(streams, protocol, test, baseline, encode_start)
     start = functools.partial(
         audio_lm.small, streams.vocabulary, streams.levels, protocol.width, protocol.layers
     )
@@ -63,33 +75,61 @@ def report(
             "clips": [len(training), len(development), len(test)],
         },
         "unigram": unigram,
-        "small_lm": measure(streams, protocol, start, save),
+        "small_lm": measure(streams, protocol, start, save, probes),
         "pretrained_lm": None,
         "reconstruction": reconstruction,
         "flags": flags(streams, unigram, reconstruction),
     }
     if lm is not None:
         pretrained = functools.partial(audio_lm.pretrained, lm, streams.vocabulary, streams.levels)
-        content["pretrained_lm"] = measure(streams, protocol, pretrained)
+        content["pretrained_lm"] = measure(streams, protocol, pretrained, None, probes)
     for part in (content["small_lm"], content["pretrained_lm"]):
         if part is not None:
             part["gain_over_unigram"] = unigram["nats"] - part["nats_per_token"]["mean"]
     return content
 
 
+def summary(report: dict) -> Iterator[str]:
+    """A report as lines for the terminal, its warnings first."""
+    for flag in report["flags"]:
+        yield f"WARNING {flag}"
+    for title, part in (("small LM", report["small_lm"]), ("LoRA LM", report["pretrained_lm"])):
+        if part is None:
+            continue
+        value, spread = part["nats_per_token"]["mean"], part["nats_per_token"]["deviation"]
+        yield (
+            f"{title}: {value:.4f} nats/token"
+            + (f" ± {spread:.4f} over {len(part['seeds'])} seeds" if spread else "")
+            + f", {part['bits_per_second']['mean']:.1f} bits/s,"
+            f" gain over unigram {part['gain_over_unigram']:.4f}"
+        )
+        if found := part["look_ahead"]:
+            yield f"{title}: gain left without look-ahead {look_ahead.in_words(found)}"
+    unigram = report["unigram"]
+    yield (
+        f"unigram entropy {unigram['entropy']:.4f} nats, code use {unigram['effective']:.1%}, "
+        f"repeats {unigram['repeats']:.1%}"
+    )
+    yield f"reconstruction: {json.dumps(report['reconstruction'])}"
+
+
 def measure(
     streams: Streams,
-    protocol: Protocol,
+    protocol: TokenLMProtocol,
     make: Callable[[jax.Array], AudioLM],
     save: Path | None = None,
+    probes: look_ahead.Probes | None = None,
 ) -> dict:
     """Trains `make(key)` once a seed -> nats per token, bits per second, their spread.
 
     `make` builds the starting model from a key; the same key gives every codec the same start.
+    `look_ahead` is the mean over seeds of `look_ahead.measure` at `probes`.
     """
-    runs = []
+    runs, probed = [], []
     for seed in protocol.seeds:
         run, model = train(streams, protocol, make, seed)
+        if probes is not None:
+            probed.append(look_ahead.measure(model, probes, protocol.batch))
         if save is not None and not runs:
             audio_lm.save(save, model)
         runs.append(run)
@@ -99,10 +139,11 @@ def measure(
         "nats_per_token": _spread(nats),
         "bits_per_second": _spread([n * to_bits for n in nats]),
         "seeds": runs,
+        "look_ahead": look_ahead.summarise(probes, probed) if probes is not None else None,
     }
 
 
-def measure_with_rows_of(donor: AudioLM, streams: Streams, protocol: Protocol) -> dict:
+def measure_with_rows_of(donor: AudioLM, streams: Streams, protocol: TokenLMProtocol) -> dict:
     """`measure` of a small LM whose audio rows are a trained one's, the rest fresh.
 
     What published comparisons give to their own codec alone (method.md 8): on the tokens that
@@ -118,15 +159,12 @@ def measure_with_rows_of(donor: AudioLM, streams: Streams, protocol: Protocol) -
 
 
 def train(
-    streams: Streams, protocol: Protocol, make: Callable[[jax.Array], AudioLM], seed: int
+    streams: Streams, protocol: TokenLMProtocol, make: Callable[[jax.Array], AudioLM], seed: int
 ) -> tuple[dict, AudioLM]:
     """One seed: {"nats": on the test split, "development", "step": the best look, "curve"}."""
-    training, development, test = streams.split()
-    size = max(round(protocol.seconds * streams.frame_rate), 1) * streams.levels
-    held_out = [
-        held_out_stretches(streams, names, size, protocol.held_out_stretches)
-        for names in (development, test)
-    ]
+    training = streams.split()[0]
+    size = stretch_size(streams, protocol)
+    development, test = held_out(streams, protocol)
     key = jax.random.key(seed)
     model = make(key)
     optimiser, update = _optimiser(protocol, model.lora is not None)
@@ -137,7 +175,7 @@ def train(
     curve, best, chosen = [], math.inf, values
     for step in tqdm(range(protocol.steps + 1), f"token LM, seed {seed}", unit="step"):
         if step in looks:
-            loss = nats(model.with_trainable(values), held_out[0], protocol.batch)
+            loss = nats(model.with_trainable(values), development, protocol.batch)
             curve.append((int(step), loss))
             if loss < best:
                 best, chosen = loss, values
@@ -147,7 +185,7 @@ def train(
     model = model.with_trainable(chosen)
     run = {
         "seed": seed,
-        "nats": nats(model, held_out[1], protocol.batch),
+        "nats": nats(model, test, protocol.batch),
         "development": best,
         "step": min(step for step, loss in curve if loss == best),
         "curve": curve,
@@ -156,7 +194,7 @@ def train(
 
 
 @functools.cache
-def _optimiser(protocol: Protocol, tuned: bool):
+def _optimiser(protocol: TokenLMProtocol, tuned: bool):
     """The optimiser and its compiled update, shared by all seeds."""
     rate = protocol.lora_learning_rate if tuned else protocol.learning_rate
     schedule = optax.warmup_cosine_decay_schedule(
@@ -202,7 +240,7 @@ def _summed_log_probs(model: AudioLM, codes, lengths):
 
 
 def training_stretches(
-    streams: Streams, names: Sequence[str], size: int, protocol: Protocol, seed: int
+    streams: Streams, names: Sequence[str], size: int, protocol: TokenLMProtocol, seed: int
 ):
     """Endless batches: which clip and how far into it depends on the seed alone."""
     generator = np.random.default_rng(seed)
@@ -218,14 +256,31 @@ def training_stretches(
         yield _stacked(rows, size)
 
 
+def stretch_size(streams: Streams, protocol: TokenLMProtocol) -> int:
+    """Tokens in a stretch, a whole number of frames."""
+    return max(round(protocol.seconds * streams.frame_rate), 1) * streams.levels
+
+
+def held_out(streams: Streams, protocol: TokenLMProtocol) -> tuple[Stretches, Stretches]:
+    """Development and test stretches."""
+    size = stretch_size(streams, protocol)
+    return tuple(
+        held_out_stretches(streams, names, size, protocol.held_out_stretches)
+        for names in streams.split()[1:]
+    )
+
+
 def held_out_stretches(streams: Streams, names: Sequence[str], size: int, limit: int) -> Stretches:
-    """The clips cut end to end into stretches, at most `limit` of them."""
-    rows = [
-        clip[start : start + size]
-        for clip in (streams.clips[name] for name in names)
-        for start in range(0, len(clip), size)
+    """The clips cut end to end into stretches; of more than `limit`, those a hash chooses.
+
+    The hash is of clip and number: the same places for every codec, whatever its token rate.
+    """
+    places = [
+        (name, number) for name in names for number in range(-(-len(streams.clips[name]) // size))
     ]
-    return _stacked(rows[:limit], size)
+    chosen = by_hash(places, limit, lambda place: f"{place[0]}:{place[1]}")
+    rows = [streams.clips[name][n * size : (n + 1) * size] for name, n in chosen]
+    return _stacked(rows, size)
 
 
 def _stacked(rows: Sequence[np.ndarray], size: int) -> Stretches:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import html
 import io
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import soundfile
+
+from llmcodec_jax import files
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; --accent: #2563eb; }
@@ -111,7 +112,6 @@ def write(path: str | Path, title: str, lead: str, sections: Iterable[tuple[str,
         f'<body><h1>{text(title)}</h1><p class="lead">{text(lead)}</p>{body}</body></html>'
     )
     path = Path(path)
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
+    with files.replacing(path) as partial:
+        partial.write_text(page, encoding="utf-8")
     return path

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from llmcodec_jax import audio
+from llmcodec_jax import audio, files
 from llmcodec_jax.data.sources import open_mixture
 from llmcodec_jax.errors import UsageError
-from llmcodec_jax.evaluation.streams import Streams
+from llmcodec_jax.evaluation.sampling import by_hash
+from llmcodec_jax.evaluation.streams import StartEncoder, Streams, encode_starts
 from llmcodec_jax.types import DOMAINS
 
 HELD_OUT = "heldout/"
@@ -49,16 +50,20 @@ class Material:
                     tqdm.write(f"left out: {error}")
                     continue
                 wav = audio.resample(wav, record.sound.rate, self.sample_rate)
-                yield Clip(f"{source.label}/{record.name}", wav, record.text or "")
+                if len(wav):
+                    yield Clip(f"{source.label}/{record.name}", wav, record.text or "")
 
     def write_held_out(self, folder: Path, limit: int) -> None:
-        """Held-out clips, at most `limit` of each source, as folder/SOURCE/ID.wav."""
-        written: dict[str, int] = {}
+        """Held-out clips, at most `limit` of each source by hash, as folder/SOURCE/ID.wav."""
+        names: dict[str, list[str]] = {}
         for clip in self.clips("eval"):
-            source = clip.name.split("/")[0]
-            written[source] = written.get(source, 0) + 1
-            if written[source] <= limit and len(clip.wav) >= 0.5 * self.sample_rate:
-                audio.write((folder / clip.name).with_suffix(".wav"), clip.wav, self.sample_rate)
+            if len(clip.wav) >= 0.5 * self.sample_rate:
+                names.setdefault(clip.name.split("/")[0], []).append(clip.name)
+        chosen = {name for found in names.values() for name in by_hash(found, limit)}
+        for clip in self.clips("eval"):
+            if clip.name in chosen:
+                path = (folder / clip.name).with_suffix(".wav")
+                audio.write(path, clip.wav, self.sample_rate, exact=True)
 
     def streams(self, codec) -> Streams:
         """Tokens of every clip; development and test clips of a token LM are held-out ones."""
@@ -71,6 +76,21 @@ class Material:
                 }
         held_out = frozenset(name for name in tokens if name.startswith(HELD_OUT))
         return Streams(tokens, codec.codebook_size, 1, codec.frame_rate, held_out)
+
+    def start_encoder(self, codec) -> StartEncoder:
+        """Encodes beginnings of the held-out clips that `streams` names."""
+        places = {
+            f"{HELD_OUT}{entry.source.label}/{entry.source.name(index)}": (entry.source, index)
+            for entry in open_mixture(self.sources, "eval", **self.split)
+            for index in range(len(entry.source))
+        }
+
+        def load(name: str) -> np.ndarray:
+            source, index = places[name]
+            sound = source.record(index).sound
+            return audio.resample(sound.read(0, sound.samples), sound.rate, self.sample_rate)
+
+        return encode_starts(codec, load)
 
     def texts(self) -> dict[str, str]:
         """Name of a training token stream -> transcript, where there is one."""
@@ -112,7 +132,7 @@ def find_sources(folder: Path, shares: dict[str, float]) -> tuple[tuple[str, flo
         raise FileNotFoundError(f"{folder}: no such folder of audio")
     found = []
     for place in sorted(p for p in folder.iterdir() if p.is_dir()):
-        clips = sum(p.suffix.lower() in audio.EXTENSIONS for p in place.rglob("*"))
+        clips = len(files.find(place, audio.EXTENSIONS)[0])
         domain = _domain(place.name)
         if clips and shares.get(domain):
             kind = "librispeech" if any(place.rglob("*.trans.txt")) else "folder"

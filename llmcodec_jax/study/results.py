@@ -22,6 +22,9 @@ from llmcodec_jax.pages import html
 COLUMNS = {
     "nats": "nats/token ↓",
     "gain": "gain over unigram ↑",
+    "bits": "LM bits/s ↓",
+    "unheard": "gain left without look-ahead ↑",
+    "repeats": "repeated codes",
     "unigram": "unigram entropy",
     "used": "codes used",
     "use": "effective code use",
@@ -36,6 +39,8 @@ CONTROL = "control"
 COLOURS = plt.get_cmap("tab20").colors[::2] + plt.get_cmap("tab20").colors[1::2]
 REPORTS = ("report", "token_lm", "salmon", "consistency")
 """What every codec's evaluation folder holds, as NAME.json."""
+LM_SEEDS = "lm_seeds"
+"""Findings hold the noise of the token LM under this name."""
 HEAD_START = "head_start"
 """The base's holds this one too."""
 
@@ -48,6 +53,9 @@ def read_run(folder: Path) -> dict[str, float]:
         "nats": tokens["small_lm"]["nats_per_token"]["mean"],
         "unigram": tokens["unigram"]["entropy"],
         "gain": tokens["small_lm"]["gain_over_unigram"],
+        "bits": tokens["small_lm"]["bits_per_second"]["mean"],
+        "unheard": (tokens["small_lm"]["look_ahead"] or {}).get("share"),
+        "repeats": tokens["unigram"]["repeats"],
         "used": tokens["unigram"]["codes_used"],
         "use": tokens["unigram"]["effective"],
         **{name: sound.get(name) for name in ("mel", "stft", "pesq", "stoi")},
@@ -66,9 +74,10 @@ def difference(runs: dict[int, dict], control: dict[int, dict], name: str) -> di
     if len(changes) > 1:
         spread = statistics.stdev(changes) / math.sqrt(len(changes))
         half = float(scipy.stats.t.ppf(0.975, len(changes) - 1) * spread)
-    level = statistics.fmean(b for _, b in pairs if b is not None)
+    level = statistics.fmean(b for a, b in pairs if a is not None and b is not None)
     mean = statistics.fmean(changes)
-    return {"mean": mean, "half_width": half, "relative": mean / level, "seeds": len(changes)}
+    relative = mean / level if level else None
+    return {"mean": mean, "half_width": half, "relative": relative, "seeds": len(changes)}
 
 
 def sentence(name: str, change: dict[str, dict]) -> str:
@@ -113,6 +122,33 @@ def head_start(folder: Path) -> str:
     )
 
 
+def lm_noise(folder: Path) -> dict | None:
+    """The token LM's noise over its own seeds on one fixed codec; None with fewer than two.
+
+    {"nats", "gain", "bits": (mean, deviation), "seeds": how many}.
+    """
+    report = json.loads((folder / "token_lm.json").read_text())
+    nats, bits = (report["small_lm"][name] for name in ("nats_per_token", "bits_per_second"))
+    if nats["deviation"] is None:
+        return None
+    return {
+        "nats": (nats["mean"], nats["deviation"]),
+        "gain": (report["unigram"]["nats"] - nats["mean"], nats["deviation"]),
+        "bits": (bits["mean"], bits["deviation"]),
+        "seeds": len(nats["values"]),
+    }
+
+
+def noise_sentence(noise: dict | None) -> str:
+    """What differences between codecs have to stand out from, in words."""
+    if noise is None:
+        return "One token LM on each codec: what its seed alone does is not known."
+    return (
+        f"{noise['seeds']} token LMs that differ in nothing but their seed spread by "
+        f"{noise['nats'][1]:.3f} nats per token (one standard deviation) on the base's tokens."
+    )
+
+
 def summarise(folders: dict[str, dict[int, Path]]) -> dict:
     """variant -> seed -> run folder; -> {"runs", "changes", "findings"}."""
     runs = {
@@ -125,8 +161,10 @@ def summarise(folders: dict[str, dict[int, Path]]) -> dict:
         if name not in (CONTROL, "base") and CONTROL in runs
     }
     findings = {name: sentence(name, change) for name, change in changes.items()}
+    noise = lm_noise(folders["base"][0] / "evaluation")
+    findings[LM_SEEDS] = noise_sentence(noise)
     findings[HEAD_START] = head_start(folders["base"][0] / "evaluation")
-    return {"runs": runs, "changes": changes, "findings": findings}
+    return {"runs": runs, "changes": changes, "lm_seeds": noise, "findings": findings}
 
 
 def _cell(values: list) -> str:
@@ -138,11 +176,18 @@ def _cell(values: list) -> str:
 
 
 def table(summary: dict) -> list[list[str]]:
-    """Rows for people: variant, seeds, then COLUMNS as mean ± deviation over seeds."""
-    return [
+    """Rows for people: variant, seeds, then COLUMNS as mean ± deviation over seeds.
+
+    A last row has the base's mean ± deviation over seeds of the token LM alone.
+    """
+    rows = [
         [name, len(seeds), *(_cell([run[c] for run in seeds.values()]) for c in COLUMNS)]
         for name, seeds in summary["runs"].items()
     ]
+    if noise := summary["lm_seeds"]:
+        cells = [f"{noise[c][0]:.3f} ± {noise[c][1]:.3f}" if c in noise else "–" for c in COLUMNS]
+        rows.append(["base, over LM seeds", noise["seeds"], *cells])
+    return rows
 
 
 def markdown(summary: dict) -> str:

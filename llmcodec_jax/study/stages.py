@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 import llmcodec_jax
 from llmcodec_jax import audio
+from llmcodec_jax.codec import store
 from llmcodec_jax.data.embedded import lm_path
 from llmcodec_jax.data.sources import open_source, split_source
 from llmcodec_jax.errors import UsageError
@@ -25,11 +26,10 @@ from llmcodec_jax.evaluation import (
     suite,
     token_lm,
 )
-from llmcodec_jax.evaluation.protocol import Protocol
-from llmcodec_jax.evaluation.streams import Streams
+from llmcodec_jax.evaluation.protocol import TokenLMProtocol
+from llmcodec_jax.evaluation.streams import StartEncoder, Streams
 from llmcodec_jax.lm.load import load_lm
-from llmcodec_jax.study import results
-from llmcodec_jax.study import teacher as teaching
+from llmcodec_jax.study import results, teacher
 from llmcodec_jax.study.material import Material, find_sources
 from llmcodec_jax.training import run as training
 
@@ -40,7 +40,7 @@ class InterruptedRunError(Exception):
     """A training run was asked to stop and has saved; the study stops too."""
 
 
-def claim(folder: Path, inputs: dict) -> None:
+def check_inputs(folder: Path, inputs: dict) -> None:
     """Notes what a stage's folder is made from. Raises ValueError if it was something else."""
     note = folder / "inputs.json"
     inputs = json.loads(json.dumps(inputs))
@@ -70,7 +70,7 @@ def gather(config: ConfigDict, data: Path) -> Material:
 def train_run(config: ConfigDict, folder: Path, sources: tuple) -> None:
     """One training run, unless its report is there already. Raises InterruptedRunError."""
     config.data.sources = sources
-    claim(folder, {**config.to_dict(), "data": {**config.data, "sources": None}})
+    check_inputs(folder, {**config.to_dict(), "data": {**config.data, "sources": None}})
     if (folder / "report.html").exists():
         return
     logger.info("training %s, %d steps", folder.name, config.total_steps)
@@ -93,23 +93,19 @@ class Coded:
     def streams(self) -> Streams:
         return self.material.streams(self.codec)
 
+    @functools.cached_property
+    def encode_start(self) -> StartEncoder:
+        return self.material.start_encoder(self.codec)
 
-def teach(config: ConfigDict, folder: Path, base: Coded) -> int:
+
+def train_teacher(config: ConfigDict, folder: Path, base: Coded) -> int:
     """Teaches the frozen LM the base codec's tokens -> the id of its begin token."""
-    lessons = teaching.Lessons(**config.teacher)
-    claim(folder, config.teacher.to_dict())
-    summary = folder / "lessons.json"
+    settings = teacher.TeacherConfig(**config.teacher)
+    check_inputs(folder, config.teacher.to_dict())
+    summary = folder / "teacher.json"
     if not summary.exists():
-        tokens = base.streams
-        report = teaching.teach(
-            lm_path(lessons.path),
-            folder,
-            tokens.clips,
-            sorted(tokens.held_out),
-            base.material.texts(),
-            tokens.codebook_size,
-            tokens.frame_rate,
-            lessons,
+        report = teacher.train_teacher(
+            lm_path(settings.path), folder, base.streams, base.material.texts(), settings
         )
         reports.write_json(summary, report)
     lm_config, _, tokenizer = load_lm(folder)
@@ -131,7 +127,7 @@ def variant_config(
 def held_out(folder: Path, material: Material, config: ConfigDict) -> tuple[Path, Path]:
     """(held-out clips, coherence suite made of them), below `folder`."""
     clips, pairs = folder / "clips", folder / "suite"
-    claim(folder, {"clips": config.evaluation.clips, "pairs": config.evaluation.pairs})
+    check_inputs(folder, {"clips": config.evaluation.clips, "pairs": config.evaluation.pairs})
     if not (folder / "clips.done").exists():
         material.write_held_out(clips, config.evaluation.clips)
         (folder / "clips.done").touch()
@@ -164,17 +160,21 @@ def _voices(material: Material) -> Iterator:
 
 
 def evaluate(
-    coded: Coded, clips: Path, pairs: Path, config: ConfigDict, head_start: bool = False
+    coded: Coded, clips: Path, pairs: Path, config: ConfigDict, base: bool = False
 ) -> None:
     """Reconstruction, token LM, coherence and consistency of a codec, kept in its folder.
 
-    `head_start` measures once more with an LM whose audio rows already know the tokens.
+    The `base` is measured with more seeds of the token LM, whose noise on one fixed codec is what
+    any difference between codecs has to stand out from, and once more with an LM whose audio rows
+    already know the tokens.
     """
     folder, settings = coded.folder, config.evaluation
-    protocol = Protocol(**settings.protocol)
+    protocol = TokenLMProtocol(**settings.protocol)
+    if base:
+        protocol = dataclasses.replace(protocol, seeds=tuple(range(settings.lm_seeds)))
     output = folder / "evaluation"
-    claim(output, settings.to_dict())
-    names = (*results.REPORTS, results.HEAD_START) if head_start else results.REPORTS
+    check_inputs(output, settings.to_dict())
+    names = (*results.REPORTS, results.HEAD_START) if base else results.REPORTS
     reports = {name: output / f"{name}.json" for name in names}
     if all(path.exists() for path in reports.values()):
         return
@@ -184,13 +184,15 @@ def evaluate(
         reconstruction.evaluate(
             reconstruction.match_folders(clips, None),
             reports["report"],
-            str(folder),
+            store.digest(codec.module, codec.variables),
             reconstruction.codec_coder(llmcodec_jax.load_codec(folder)),
             keep=output / "audio",
         )
-    sound = json.loads(reports["report"].read_text())["mean"]
+    metrics = json.loads(reports["report"].read_text())["mean"]
     if not reports["token_lm"].exists():
-        content = token_lm.report(coded.streams, protocol, None, sound, output / "token_lm")
+        content = token_lm.report(
+            coded.streams, protocol, None, metrics, output / "token_lm", coded.encode_start
+        )
         reports.write_json(reports["token_lm"], content)
     model = audio_lm.load(output / "token_lm", codec.levels)
     if not reports["salmon"].exists():
@@ -200,7 +202,7 @@ def evaluate(
     if not reports["consistency"].exists():
         found = consistency.evaluate(codec, clips, settings.consistency)
         reports.write_json(reports["consistency"], found)
-    if head_start and not reports[results.HEAD_START].exists():
+    if base and not reports[results.HEAD_START].exists():
         found = token_lm.measure_with_rows_of(model, coded.streams, protocol)
         reports.write_json(reports[results.HEAD_START], found)
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,10 @@ from tqdm import tqdm
 
 from llmcodec_jax.errors import UsageError
 from llmcodec_jax.evaluation.audio_lm import begin_token
+from llmcodec_jax.evaluation.streams import Streams
 from llmcodec_jax.lm import decoder, huggingface
 from llmcodec_jax.lm.config import LMConfig
-from llmcodec_jax.lm.heads import horizon_weights, start_from
+from llmcodec_jax.lm.heads import horizon_weights, repeat_rows, save_heads
 from llmcodec_jax.lm.load import load_lm
 from llmcodec_jax.lm.tokenizer import TextTokenizer
 from llmcodec_jax.lm.vocab import audio_embedding_init, audio_head_init
@@ -35,7 +35,7 @@ from llmcodec_jax.losses.ftp import ftp_loss
 
 
 @dataclasses.dataclass(frozen=True)
-class Lessons:
+class TeacherConfig:
     """How the LM is taught."""
 
     path: str = "embedded"  # Hugging Face folder or .gguf; "embedded": SmolLM2-135M-Instruct
@@ -93,93 +93,93 @@ def fresh_layers(path: str | Path, width: int, layers: int, key) -> tuple[LMConf
     return config, fresh | {"embed": {"embedding": centred @ axes[:, -width:]}}, tokenizer
 
 
-def teach(
+def train_teacher(
     path: str | Path,
     folder: Path,
-    clips: dict[str, np.ndarray],
-    held_out: Sequence[str],
+    tokens: Streams,
     texts: dict[str, str],
-    codebook_size: int,
-    frame_rate: float,
-    lessons: Lessons,
+    config: TeacherConfig,
     seed: int = 0,
 ) -> dict:
     """Teaches the LM at `path` and writes it to `folder`; -> {"nats", "curve": [(step, nats)]}.
 
-    clips: name -> codes int [T]; `held_out` names those that only measure; texts: name ->
-    transcript. "nats" is head 1's held-out cross-entropy without any transcript.
+    All heads that were taught lie beside it, for `lm.heads.start_heads`. Held-out clips only
+    measure; texts: name of a clip -> transcript. "nats" is head 1's held-out cross-entropy without
+    any transcript.
     """
     key = jax.random.key(seed)
-    if lessons.width:
-        config, params, tokenizer = fresh_layers(path, lessons.width, lessons.layers, key)
+    if config.width:
+        lm_config, params, tokenizer = fresh_layers(path, config.width, config.layers, key)
     else:
-        config, params, tokenizer = first_layers(path, lessons.layers)
-    begin = begin_token(config, tokenizer)
-    frames = round(lessons.seconds * frame_rate)
-    ids = {name: tokenizer.encode(text) for name, text in texts.items() if name in clips}
-    ids = {name: text for name, text in ids.items() if len(text) <= lessons.max_text}
-    training = sorted(set(clips) - set(held_out))
-    rows = functools.partial(_rows, clips, ids, begin, frames, lessons)
+        lm_config, params, tokenizer = first_layers(path, config.layers)
+    begin = begin_token(lm_config, tokenizer)
+    frames = round(config.seconds * tokens.frame_rate)
+    ids = {name: tokenizer.encode(text) for name, text in texts.items() if name in tokens.clips}
+    ids = {name: text for name, text in ids.items() if len(text) <= config.max_text}
+    held_out = sorted(tokens.held_out)
+    training = sorted(set(tokens.clips) - set(held_out))
+    rows = functools.partial(_rows, tokens.clips, ids, begin, frames, config)
     generator = np.random.default_rng(seed)
     fixed = np.random.default_rng(seed + 1)
-    looks = [rows(sorted(held_out), fixed, 0.0) for _ in range(8)]
+    looks = [rows(held_out, fixed, 0.0) for _ in range(8)]
 
     text_table = params["embed"]
-    values = _start(config, params, codebook_size, lessons.horizons, key)
-    optimiser = _optimiser(lessons)
+    values = _start(lm_config, params, tokens.codebook_size, config.horizons, key)
+    optimiser = _optimiser(config)
     state = optimiser.init(values)
-    update = jax.jit(functools.partial(_update, config, optimiser), donate_argnums=(1, 2))
-    measure = jax.jit(functools.partial(_losses, config))
+    update = jax.jit(functools.partial(_update, lm_config, optimiser), donate_argnums=(1, 2))
+    measure = jax.jit(functools.partial(_losses, lm_config))
     curve = []
-    for step in tqdm(range(lessons.steps + 1), "teaching the LM", unit="step"):
-        if step % max(lessons.steps // 10, 1) == 0 or step == lessons.steps:
+    for step in tqdm(range(config.steps + 1), "teaching the LM", unit="step"):
+        if step % max(config.steps // 10, 1) == 0 or step == config.steps:
             found = [measure(text_table, values, look)["ftp/1"] for look in looks]
             curve.append((step, float(sum(s for s, _ in found) / sum(n for _, n in found))))
-        if step < lessons.steps:
-            batch = rows(training, generator, lessons.text_share)
+        if step < config.steps:
+            batch = rows(training, generator, config.text_share)
             values, state = update(text_table, values, state, batch)
     huggingface.export(
         folder,
-        config,
+        lm_config,
         {"embed": text_table} | values["body"],
         tokenizer,
         values["embedding"],
         values["heads"][0],
     )
+    save_heads(folder, values["heads"])
     return {"nats": curve[-1][1], "curve": curve}
 
 
-def _start(config: LMConfig, params, codebook_size: int, horizons: int, key) -> dict:
+def _start(lm_config: LMConfig, params, codebook_size: int, horizons: int, key) -> dict:
     """What is taught: layers, norm, audio rows and heads; the text table stays as it is."""
     embedding = audio_embedding_init(params["embed"]["embedding"], codebook_size, key)
-    heads = start_from(audio_head_init(params, embedding, key), horizons)
+    heads = repeat_rows(audio_head_init(params, embedding, key), horizons)
     body = {name: value for name, value in params.items() if name != "embed"}
     return {"body": body, "embedding": embedding, "heads": heads}
 
 
-def _optimiser(lessons: Lessons):
+def _optimiser(config: TeacherConfig):
     def adam(peak: float):
-        warmup = max(lessons.steps // 20, 1)
-        schedule = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, lessons.steps)
+        warmup = max(config.steps // 20, 1)
+        schedule = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, config.steps)
         return optax.adamw(schedule, weight_decay=0.01)
 
-    parts = {"body": adam(lessons.body_learning_rate), "rows": adam(lessons.learning_rate)}
+    parts = {"body": adam(config.body_learning_rate), "rows": adam(config.learning_rate)}
     labels = {"body": "body", "embedding": "rows", "heads": "rows"}
     return optax.chain(optax.clip_by_global_norm(1.0), optax.multi_transform(parts, labels))
 
 
-def _rows(clips, texts, begin, frames, lessons, names, generator, text_share) -> dict:
+def _rows(clips, texts, begin, frames, config, names, generator, text_share) -> dict:
     """Random clips as rows of text ids and codes: begin, perhaps the transcript, the codes.
 
     A crop goes without text: its words are not known.
     """
-    size = 1 + lessons.max_text + frames
+    size = 1 + config.max_text + frames
     batch = {
-        "ids": np.full((lessons.batch, size), begin, np.int32),
-        "spoken": np.zeros((lessons.batch, size), bool),
-        "length": np.zeros(lessons.batch, np.int32),
+        "ids": np.full((config.batch, size), begin, np.int32),
+        "spoken": np.zeros((config.batch, size), bool),
+        "length": np.zeros(config.batch, np.int32),
     }
-    for row in range(lessons.batch):
+    for row in range(config.batch):
         name = names[generator.integers(len(names))]
         codes = clips[name]
         start = generator.integers(max(len(codes) - frames, 0) + 1)

@@ -11,6 +11,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from llmcodec_jax import files
+
 logger = logging.getLogger(__name__)
 
 
@@ -25,14 +27,7 @@ def plain(value) -> object:
 
 def read_rows(workdir: str | Path) -> list[dict]:
     """All rows of a run's metrics.jsonl; a torn last line is left out."""
-    path = Path(workdir) / "metrics.jsonl"
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            logger.warning("%s: a torn line is left out", path)
-    return rows
+    return files.read_json_lines(Path(workdir) / "metrics.jsonl")
 
 
 class Journal:

@@ -54,7 +54,7 @@ def init_params(method: Method, lm_params, key) -> tuple[dict, dict]:
             lm_params, embedding, embedding_key, kind=method.lm.embedding_start
         )
         params["audio_embedding"] = embedding
-        params["ftp_heads"] = heads.start_from(rows, method.lm.horizons)
+        params["ftp_heads"] = heads.start_heads(rows, method.lm.horizons, method.lm.embedding_start)
         if method.bridge.logits == "projection":
             params["bridge"] = bridging.init_projection(
                 bridge_key, codec.width, codec.codebook_size

@@ -14,6 +14,7 @@ from llmcodec_jax import audio
 from llmcodec_jax.audio import AudioError
 from llmcodec_jax.data.arrayrecords import MAGIC, unpack
 from llmcodec_jax.data.folders import FolderSource, LibriSpeechSource
+from llmcodec_jax.data.pipeline import make_loader
 from llmcodec_jax.data.prepare import prepare
 from llmcodec_jax.data.records import ArraySound, EncodedSound
 from llmcodec_jax.data.sources import open_mixture, open_source, split_source
@@ -327,9 +328,94 @@ def test_damaged_shards(tmp_path):
     shard.unlink()
     with pytest.raises(AudioError, match="is missing beside it"):
         open_source(f"arrayrecord:{tmp_path}/out")
-    for data in (b"", b"tf.Example", MAGIC + b"\xff\xff\xff\xff{", MAGIC + b"\2\0\0\0{}"):
+    header = b'{"name": "a", "domain": "birdsong"}', b'{"name": 3}', b'["name"]', b"[" * 10_000
+    bad = [MAGIC + len(head).to_bytes(4, "little") + head for head in header]
+    for data in (*bad, b"", b"tf.Example", MAGIC + b"\xff\xff\xff\xff{", MAGIC + b"\2\0\0\0{}"):
         with pytest.raises(AudioError, match="there"):
             unpack(data, "there")
+
+
+def damage(data: bytes, kind: str) -> bytes:
+    """A flipped bit, zeros, or a missing piece in the middle of a shard's second record."""
+    place = data.find(b"fLaC", data.find(b"fLaC") + 1) + 900
+    if kind == "flipped bit":
+        return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+    if kind == "zeros":
+        return data[:place] + bytes(64) + data[place + 64 :]
+    return {"cut": data[:place], "missing bytes": data[:place] + data[place + 7 :], "empty": b""}[
+        kind
+    ]
+
+
+@pytest.mark.parametrize("kind", ["flipped bit", "zeros"])
+def test_one_damaged_record_is_replaced_and_counted(tmp_path, kind):
+    prepare(f"librispeech:{write_corpus(tmp_path / 'in')}", tmp_path / "out", shards=2)
+    shard = min((tmp_path / "out").glob("*.array_record"))
+    shard.write_bytes(damage(shard.read_bytes(), kind))
+    source = open_source(f"arrayrecord:{tmp_path}/out")
+    unusable = []
+    for index in range(18):
+        try:
+            source.record(index)
+        except AudioError as error:
+            unusable.append(str(error))
+    assert len(unusable) == 1
+    assert "out, record" in unusable[0]
+    assert "is damaged" in unusable[0]
+    options = dict(sample_rate=RATE, clip_samples=8000, hop=320)
+    spec = f"arrayrecord:{tmp_path}/out"
+    with make_loader(spec, batch_size=6, split="all", **options) as loader:
+        for _ in range(9):
+            assert len(next(loader).wav) == 6
+        assert loader.skipped()["count"] >= 3  # once an epoch
+        assert set(loader.skipped()["reasons"]) == set(unusable)
+
+
+@pytest.mark.parametrize("kind", ["cut", "missing bytes", "empty"])
+def test_a_shard_that_is_not_whole_is_named_at_once(tmp_path, kind):
+    prepare(f"librispeech:{write_corpus(tmp_path / 'in')}", tmp_path / "out", shards=3)
+    shard = sorted((tmp_path / "out").glob("*.array_record"))[1]
+    shard.write_bytes(damage(shard.read_bytes(), kind))
+    with pytest.raises(AudioError, match=f"{shard.name}: is no whole shard .*; copy it again, or"):
+        open_source(f"arrayrecord:{tmp_path}/out")
+
+
+def test_damaged_tfds_records_are_audio_errors(tmp_path):
+    shutil.copytree(TFDS_SETS / "tiny_lazy", tmp_path / "tiny_lazy")
+    (shard,) = (tmp_path / "tiny_lazy").rglob("*.array_record*")
+    data = bytearray(shard.read_bytes())
+    data[data.find(b"fLaC") + 600] ^= 4
+    shard.write_bytes(data)
+    source = TfdsSource("tiny_lazy", tmp_path)
+    unusable = []
+    for index in range(2):
+        try:
+            source.record(index)
+        except AudioError as error:
+            unusable.append(str(error))
+    assert len(unusable) == 1
+    assert "tiny_lazy/train/" in unusable[0]
+
+
+def test_linked_folders_and_hidden_files_are_told(tmp_path, caplog):
+    corpus = write_corpus(tmp_path / "in")
+    (corpus / "3").rename(tmp_path / "elsewhere")
+    (corpus / "3").symlink_to(tmp_path / "elsewhere")
+    (corpus / "1/7/._1-7-0000.flac").write_bytes(b"of a Mac")
+    for spec in (f"librispeech:{corpus}", f"folder:{corpus}"):
+        caplog.clear()
+        assert len(open_source(spec)) == 12
+        assert "1 linked folders" in caplog.text
+        assert "1 hidden files" in caplog.text
+
+
+def test_truncated_recordings_are_skipped_by_name(tmp_path):
+    """Half a WAV is a whole one with half its words, if nobody compares."""
+    audio.write(tmp_path / "a.wav", tone(2.0), RATE)
+    data = (tmp_path / "a.wav").read_bytes()
+    (tmp_path / "a.wav").write_bytes(data[: len(data) // 2])
+    with pytest.raises(AudioError, match=r"a\.wav: truncated, 15978 of 32000 bytes"):
+        FolderSource(tmp_path).record(0)
 
 
 # Prepared TFDS sets (written by TFDS itself, see tfds_sets/make.py)

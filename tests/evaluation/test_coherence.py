@@ -190,6 +190,24 @@ def test_consistency_of_a_codec_that_hears_only_level(tmp_path):
     assert json.dumps(report)
 
 
+def test_consistency_takes_as_many_of_every_folder_and_says_what_it_cannot_use(tmp_path):
+    generator = np.random.default_rng(0)
+    for folder, count in (("a", 9), ("b", 4), ("c", 1)):
+        for index in range(count):
+            wav = 0.1 * generator.normal(size=6400)
+            audio.write(tmp_path / folder / f"{index}.wav", wav, RATE)
+    report = consistency.evaluate(LevelCodec(), tmp_path, 6)
+    taken = [name.split("/")[0] for name in report["items"]]
+    assert {folder: taken.count(folder) for folder in "abc"} == {"a": 2, "b": 2, "c": 1}
+    assert report["failed"] == {}
+    (tmp_path / "b" / "0.wav").write_bytes(b"not audio")
+    audio.write(tmp_path / "c" / "0.wav", np.zeros(99), RATE)
+    report = consistency.evaluate(LevelCodec(), tmp_path)
+    assert len(report["items"]) == 12
+    assert set(report["failed"]) == {"b/0.wav", "c/0.wav"}
+    assert "shorter than two frames" in report["failed"]["c/0.wav"]
+
+
 def test_changes_keep_the_length():
     wav = np.random.default_rng(0).normal(size=4001).astype(np.float32)
     made = consistency.changes(wav, RATE, 0)

@@ -22,7 +22,7 @@ def _reports(folder, flags=()):
     score = {"accuracy": 0.75, "interval": [0.6, 0.9]}
     spread = {"mean": 5.0, "deviation": 0.1, "values": [5.0]}
     lm = {"nats_per_token": spread, "bits_per_second": spread, "gain_over_unigram": 1.25}
-    found = {
+    content = {
         "reconstruction": reconstruction.summarise(rows) | {"absent": {"f0corr": "no parselmouth"}},
         "token_lm": {
             "protocol": {"steps": 3},
@@ -39,9 +39,9 @@ def _reports(folder, flags=()):
         "consistency": {"mean": {"reencoded": 0.3}, "interval": {"reencoded": None}},
     }
     folder.mkdir()
-    for name, report in found.items():
+    for name, report in content.items():
         reports.write_json(folder / f"{name}.json", report)
-    return ",".join(str(folder / f"{name}.json") for name in found)
+    return ",".join(str(folder / f"{name}.json") for name in content)
 
 
 def test_page_shows_everything_and_needs_nothing(tmp_path):

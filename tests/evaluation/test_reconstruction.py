@@ -2,6 +2,7 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -144,6 +145,87 @@ def test_an_interrupted_run_carries_on(tmp_path, monkeypatch):
     report = reconstruction.evaluate(clips, output, "e")
     assert scored == ["0.wav", "1.wav", "2.wav", "3.wav"]
     assert report["mean"]["mel"] == 1.5
+    assert reconstruction.evaluate(clips, output, "e") == report  # a finished one is not made again
+    assert len(scored) == 4
+    assert not (tmp_path / "r.jsonl").exists()
+    reconstruction.evaluate(clips, output, "another codec")
+    assert len(scored) == 8
+
+
+def test_unusable_clips_are_named_and_counted(tmp_path, capsys):
+    """One is damaged, one cut short; a report with failures is tried again, but for its rest."""
+    wav = _voice(0.5)
+    names = [f"{i}.wav" for i in range(4)]
+    reference, estimate = _folders(tmp_path, {name: (wav, wav, 16000) for name in names})
+    whole = (reference / "2.wav").read_bytes()
+    (estimate / "1.wav").write_bytes(b"RIFF....")
+    (reference / "2.wav").write_bytes(whole[: len(whole) // 2])
+    output = tmp_path / "report.json"
+    command = ["reconstruction", "--reference", str(reference), "--estimate", str(estimate)]
+    command += ["--output", str(output), "--workers", "1"]
+    assert evaluate.main(command) == 1
+    said = capsys.readouterr().err
+    report = json.loads(output.read_text())
+    assert sorted(report["items"]) == ["0.wav", "3.wav"]
+    assert sorted(report["failed"]) == ["1.wav", "2.wav"]
+    assert "truncated" in report["failed"]["2.wav"]
+    assert str(estimate / "1.wav") in said
+    assert str(reference / "2.wav") in said
+    (reference / "2.wav").write_bytes(whole)
+    (estimate / "1.wav").write_bytes(whole)
+    assert evaluate.main(command) == 0
+    assert sorted(json.loads(output.read_text())["items"]) == names
+
+
+class QuietCodec:
+    """Decodes the level of 20 ms frames as noise: near silence where its input is."""
+
+    sample_rate, hop, levels, codebook_size, batch_size = 16000, 320, 1, 4096, 1
+    frame_rate, buckets, module, variables = 50.0, (10_000,), None, {}
+
+    def encode(self, wav, rate=None):
+        if isinstance(wav, list):
+            return [self.encode(w) for w in wav]
+        frames = np.pad(wav, (0, -len(wav) % 320)).reshape(-1, 320)
+        return np.clip(np.abs(frames).mean(axis=1) * 4e5, 0, 4095).astype(np.int32)
+
+    def check_codes(self, codes):
+        return codes
+
+    def decode(self, codes):
+        if isinstance(codes, list):
+            return [self.decode(c) for c in codes]
+        noise = np.random.default_rng(0).normal(size=320 * len(codes))
+        return (noise * np.repeat(codes / 4e5, 320)).astype(np.float32)
+
+
+@pytest.mark.parametrize("rate", [16000, 44100])
+@pytest.mark.parametrize("kind", ["wav", "flac"])
+def test_a_codec_and_the_files_it_wrote_get_one_score(tmp_path, monkeypatch, rate, kind):
+    """`--codec`, `--keep` and `decode`, in near-silence, where 16 bits made mel .89 into .99."""
+    from llmcodec_jax import decode, encode
+
+    codec = QuietCodec()
+    monkeypatch.setattr("llmcodec_jax.load_codec", lambda *_, **__: codec)
+    monkeypatch.setattr("llmcodec_jax.codec.store.digest", lambda *_: "quiet")
+    generator = np.random.default_rng(1)
+    for index in range(3):
+        wav = 10 ** -(3 + index / 2) * generator.normal(size=rate).astype(np.float32)
+        audio.write(tmp_path / "reference" / f"{index}.wav", wav, rate, exact=True)
+    score = ["reconstruction", "--reference", str(tmp_path / "reference"), "--workers", "1"]
+    reports = [str(tmp_path / f"{way}.json") for way in ("codec", "kept", "decoded")]
+    keep = ["--keep", str(tmp_path / "kept")]
+    assert evaluate.main([*score, "--codec", "x", *keep, "--output", reports[0]]) == 0
+    assert evaluate.main([*score, "--estimate", keep[1], "--output", reports[1]]) == 0
+    folders = [str(tmp_path / name) for name in ("reference", "tokens", "decoded")]
+    assert encode.main(["--codec", "x", "--input", folders[0], "--output", folders[1]]) == 0
+    coding = ["--codec", "x", "--input", folders[1], "--output", folders[2], "--format", kind]
+    assert decode.main(coding) == 0
+    assert evaluate.main([*score, "--estimate", folders[2], "--output", reports[2]]) == 0
+    means = [json.loads(Path(path).read_text())["mean"] for path in reports]
+    for way in means[1:]:
+        for metric in ("mel", "stft", "waveform"):
+            assert way[metric] == pytest.approx(means[0][metric], rel=1e-3), metric
 
 
 def test_changed_estimates_are_scored_again(tmp_path, monkeypatch):
@@ -192,7 +274,8 @@ def test_the_benchmarks_way_through_a_codec(tmp_path):
     coded = reconstruction.codec_coder(codec)(tmp_path / "a.wav")
     assert heard[0][1] == 16000
     assert heard[0][0].shape == (8000,)
-    assert coded.wav.shape == (1, len(wav))
+    assert coded.rate == 16000
+    assert coded.wav.shape == (1, 8000)
     row = reconstruction.score_clip(
         reconstruction.Clip("a.wav", tmp_path / "a.wav", None), coded, ()
     )

@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llmcodec_jax import evaluate
+from llmcodec_jax import audio, evaluate
 from llmcodec_jax.codec import tokens
 from llmcodec_jax.evaluation import audio_lm, streams, token_lm
-from llmcodec_jax.evaluation.protocol import Protocol
+from llmcodec_jax.evaluation.protocol import TokenLMProtocol
 from llmcodec_jax.evaluation.reports import EvaluationError
 from llmcodec_jax.lm import decoder
 from llmcodec_jax.lm.config import LMConfig
 
-TINY = Protocol(
+TINY = TokenLMProtocol(
     steps=80,
     batch=8,
     seconds=1.0,
@@ -114,8 +114,7 @@ def test_collapse_is_flagged_and_a_good_codec_is_not():
     sound = {"mel": 0.7}
 
     def flags_of(stream, reconstruction):
-        training, _, test = stream.split()
-        statistics = streams.statistics_of(stream, training, test)
+        statistics = _statistics(stream)
         return streams.flags(stream, statistics, reconstruction)
 
     collapsed = _streams(lambda g, n: g.integers(0, 3, n))
@@ -124,14 +123,96 @@ def test_collapse_is_flagged_and_a_good_codec_is_not():
     assert "no reconstruction" in flags_of(_streams(_uniform), None)[0]
 
 
+def _statistics(stream, protocol=TINY):
+    stretches = token_lm.held_out(stream, protocol)[1]
+    return streams.statistics_of(stream, stream.split()[0], stretches.rows())[0]
+
+
 def test_unigram_statistics():
     stream = _streams(lambda g, n: g.choice(4, n, p=[0.4, 0.3, 0.2, 0.1]), size=8)
-    training, _, test = stream.split()
-    statistics = streams.statistics_of(stream, training, test)
+    statistics = _statistics(stream)
     entropy = -sum(p * math.log(p) for p in (0.4, 0.3, 0.2, 0.1))
     assert statistics["entropy"] == pytest.approx(entropy, abs=0.02)
     assert statistics["nats"] == pytest.approx(entropy, abs=0.1)
     assert statistics["codes_used"] == pytest.approx(0.5)
+
+
+def test_stretches_are_chosen_by_hash_and_the_unigram_sees_no_others():
+    """Music sorts before speech: the first stretches of the alphabet are all of one kind."""
+    music = {f"music/{i:02d}": np.full(100, 3, np.int32) for i in range(40)}
+    speech = {f"speech/{i:02d}": np.full(100, 5, np.int32) for i in range(40)}
+    stream = streams.Streams(music | speech, 8, 1, 50.0)
+    protocol = dataclasses.replace(TINY, held_out_stretches=8)
+    _, test = token_lm.held_out(stream, protocol)
+    assert len(test.codes) == 8
+    assert set(np.unique(test.codes)) == {3, 5}
+    share = float(np.mean(test.codes[:, 0] == 3))
+    learned = np.bincount(np.concatenate([stream.clips[n] for n in stream.split()[0]]), minlength=8)
+    learned = 0.999 * learned / learned.sum() + 0.001 / 8
+    expected = -(share * math.log(learned[3]) + (1 - share) * math.log(learned[5]))
+    assert _statistics(stream, protocol)["nats"] == pytest.approx(expected, abs=1e-3)
+    halved = streams.Streams({n: c[::2] for n, c in stream.clips.items()}, 8, 1, 25.0)
+    again = token_lm.held_out(halved, protocol)[1]
+    np.testing.assert_array_equal(again.codes[:, 0], test.codes[:, 0])  # the same places
+
+
+def test_repetition_is_counted_level_by_level():
+    """Saying every code twice halves the nats at an unchanged unigram entropy."""
+    once = _streams(_uniform)
+    twice = dataclasses.replace(once, clips={n: np.repeat(c, 2) for n, c in once.clips.items()})
+    first, second = _statistics(once), _statistics(twice)
+    assert second["entropy"] == pytest.approx(first["entropy"], abs=1e-6)
+    assert first["repeats"] == pytest.approx(1 / 64, abs=0.01)
+    assert second["repeats"] == pytest.approx(0.5, abs=0.02)
+    frames = np.array([[1, 10], [1, 11], [2, 11]])
+    levels = streams.Streams({str(i): frames.reshape(-1) for i in range(9)}, 10, 2, 50.0)
+    assert _statistics(levels)["repeats"] == 0.5
+
+
+class Echo:
+    """Frames hold a number each; codes are the number `ahead` frames later, 0 past the end."""
+
+    sample_rate, hop, codebook_size, levels, frame_rate = 400, 8, 16, 1, 50.0
+
+    def __init__(self, ahead):
+        self.ahead = ahead
+
+    def encode(self, wav, rate):
+        if isinstance(wav, list):
+            return [self.encode(clip, rate) for clip in wav]
+        numbers = np.round(wav[:: self.hop] * 16).astype(np.int32)
+        return np.pad(numbers[self.ahead :], (0, self.ahead))
+
+
+@pytest.mark.parametrize(("ahead", "least", "most"), [(0, 1.0, 1.0), (1, -2.0, 0.6)])
+def test_prediction_that_needs_the_future_is_told_from_prediction(tmp_path, ahead, least, most):
+    """Runs of four equal numbers, which follow from the one before, or from look-ahead.
+
+    With a frame of look-ahead the code before a number already is that number; coded without the
+    audio that follows, it is not.
+    """
+    generator = np.random.default_rng(0)
+    for index in range(40):
+        numbers = np.repeat(generator.integers(1, 16, 45), 4)
+        audio.write(tmp_path / f"{index:02d}.wav", np.repeat(numbers / 16, 8), 400, exact=True)
+    codec, protocol = Echo(ahead), dataclasses.replace(TINY, steps=200, probes=48)
+    stream, failed = streams.from_codec(codec, tmp_path)
+    assert not failed
+    start = streams.start_encoder(codec, tmp_path)
+    found = token_lm.report(stream, protocol, encode_start=start)["small_lm"]["look_ahead"]
+    assert found["probes"] == 48
+    assert found["unigram"] - found["nats"] > 0.5
+    assert least <= found["share"] <= most
+    assert found["interval"][0] <= found["share"] <= found["interval"][1]
+
+
+def test_unreadable_clips_do_not_end_the_measurement(tmp_path):
+    for index in range(4):
+        audio.write(tmp_path / f"{index}.wav", np.full(4000, 0.5), 400)
+    (tmp_path / "2.wav").write_bytes(b"RIFF")
+    stream, failed = streams.from_codec(Echo(0), tmp_path)
+    assert sorted(stream.clips) == ["0", "1", "3"]
+    assert list(failed) == ["2"]
 
 
 def test_command_on_foreign_token_files(tmp_path, capsys):
@@ -150,12 +231,13 @@ def test_command_on_foreign_token_files(tmp_path, capsys):
     assert len(report["small_lm"]["nats_per_token"]["values"]) == 2
     assert report["small_lm"]["nats_per_token"]["mean"] == pytest.approx(math.log(32), rel=0.05)
     printed = capsys.readouterr().out
-    for word in ("WARNING no reconstruction", "unigram entropy", "code use", "over 2 seeds"):
+    for word in ("WARNING no reconstruction", "unigram entropy", "repeats", "over 2 seeds"):
         assert word in printed
     saved = audio_lm.load(tmp_path / "lm")
     assert saved.levels == 2
     assert saved.head.shape == (64, 32)
     assert evaluate.main([*command, "--codebook-size", "9"]) == 2
+    assert report["small_lm"]["look_ahead"] is None  # there is no codec to ask
 
 
 def test_lora_trains_adapters_and_rows_only(tmp_path):

@@ -122,7 +122,7 @@ def test_head_k_learns_offset_k():
     codes = (start + jnp.arange(20)) % period
     hidden = read(params, decoder.embed_text(params, jnp.array(0)), table[codes])
     mask = jnp.ones(codes.shape, bool)
-    heads = lm_heads.start_from(table, HORIZONS)
+    heads = lm_heads.repeat_rows(table, HORIZONS)
     adam = optax.adam(0.05)
 
     @jax.jit
@@ -146,7 +146,7 @@ def test_head_k_learns_offset_k():
 
 def test_heads_start_as_copies():
     rows = jax.random.normal(jax.random.key(0), (9, 4))
-    heads = lm_heads.start_from(rows, 5)
+    heads = lm_heads.repeat_rows(rows, 5)
     assert heads.shape == (5, 9, 4)
     np.testing.assert_array_equal(heads, np.broadcast_to(rows, heads.shape))
     weights = lm_heads.horizon_weights(5)
