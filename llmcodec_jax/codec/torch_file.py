@@ -10,17 +10,17 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-import os
 import pickletools
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from llmcodec_jax import files
 from llmcodec_jax.errors import UserError
 
 DTYPES = {
@@ -36,7 +36,10 @@ DTYPES = {
     "BoolStorage": np.dtype(np.bool_),
 }
 STORAGES = {dtype: name for name, dtype in DTYPES.items()}
-MAX_DESCRIPTION = 1 << 28  # bytes of data.pkl: a description, not the weights
+MAX_DESCRIPTION = 1 << 24  # bytes of data.pkl: a description, not the weights
+MAX_OBJECTS = 1 << 21  # that a description may build, however small it is
+MAX_AXES = 16  # of a tensor
+MAX_COPIES = 4  # of a file's bytes in its tensors: tied weights share storages, bombs abound
 
 
 class TorchFileError(UserError, ValueError):
@@ -86,6 +89,7 @@ class Archive:
         order = self._prefix + "byteorder"
         if order in self._zip.namelist() and self._read(order).strip() != b"little":
             raise TorchFileError(f"{path}: holds big-endian tensors, which are not supported")
+        self._storages: dict[str, bytes] = {}
         self.contents = self._describe(names[0])
 
     def _read(self, name: str, limit: int | None = None) -> bytes:
@@ -122,7 +126,9 @@ class Archive:
         """Reads one tensor as a contiguous array of its stored dtype."""
         storage = ref.storage
         size = storage.count * storage.dtype.itemsize
-        raw = self._read(f"{self._prefix}data/{storage.key}", max(size, 0))
+        if storage.key not in self._storages:  # many tensors may be views of one
+            self._storages[storage.key] = self._read(f"{self._prefix}data/{storage.key}", size)
+        raw = self._storages[storage.key]
         if len(raw) != size:
             raise TorchFileError(
                 f"{self.path}: storage {storage.key} has {len(raw)} bytes instead of {size}; "
@@ -163,9 +169,17 @@ class _Machine:
     def __init__(self):
         self.stack: list = []
         self.memo: dict[int, Any] = {}
+        self.built = 0
+
+    def charge(self, objects: int) -> None:
+        """Counts what is built: copies of copies grow without bound from a few bytes."""
+        self.built += objects
+        if self.built > MAX_OBJECTS:
+            raise _RefusedError(f"it builds more than {MAX_OBJECTS} objects")
 
     def run(self, data: bytes) -> Any:
         for opcode, argument, _ in pickletools.genops(io.BytesIO(data)):
+            self.charge(1)
             if opcode.name == "STOP":
                 return self.stack.pop()
             self.step(opcode.name, argument)
@@ -191,17 +205,25 @@ class _Machine:
             push(self.memo[argument])
         elif name in ("SETITEM", "SETITEMS"):
             items = self.pop(2) if name == "SETITEM" else self.pop_to_mark()
-            self.container(dict).update(zip(items[::2], items[1::2], strict=True))
+            self.charge(len(items))
+            self.container(dict).update(_pairs(zip(items[::2], items[1::2], strict=True)))
         elif name in ("APPEND", "APPENDS"):
-            self.container(list).extend(self.pop(1) if name == "APPEND" else self.pop_to_mark())
+            items = self.pop(1) if name == "APPEND" else self.pop_to_mark()
+            self.charge(len(items))
+            self.container(list).extend(items)
         elif name == "GLOBAL":
             push(_Name(argument.replace(" ", ".")))
         elif name == "STACK_GLOBAL":
-            push(_Name(".".join(self.pop(2))))
+            module, name = self.pop(2)
+            if not (isinstance(module, str) and isinstance(name, str)):
+                raise _RefusedError("it names something that is no name")
+            push(_Name(f"{module}.{name}"))
         elif name == "BINPERSID":
             push(_storage(self.stack.pop()))
         elif name == "REDUCE":
             function, arguments = self.pop(2)
+            sizes = (len(part) for part in arguments if isinstance(part, tuple | list | dict))
+            self.charge(sum(sizes))
             push(_build(function, arguments))
         elif name == "BUILD":  # attributes of an ordered dict: PyTorch's version metadata
             self.stack.pop()
@@ -231,25 +253,46 @@ class _Machine:
 def _storage(identity: Any) -> _Storage:
     """The persistent id ("storage", type, key, device, element count) of a storage."""
     kind, dtype, key, _, count = identity
-    name = dtype.path.removeprefix("torch.") if isinstance(dtype, _Name) else None
-    if kind != "storage" or name not in DTYPES:
-        raise _RefusedError(f"it refers to a storage of type {getattr(dtype, 'path', dtype)}")
-    return _Storage(DTYPES[name], str(key), int(count))
+    path = dtype.path if isinstance(dtype, _Name) else f"a {type(dtype).__name__}"
+    name = path.removeprefix("torch.")
+    if not isinstance(kind, str) or kind != "storage" or name not in DTYPES:
+        raise _RefusedError(f"it refers to a storage of type {path[:100]}")
+    if not isinstance(key, str) or type(count) is not int or count < 0:
+        raise ValueError("a storage has no name or size")
+    return _Storage(DTYPES[name], key, count)
+
+
+def _pairs(items: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
+    """Entries of a dict. Hashing a key of nested tuples can take for ever, so keys are plain."""
+    for key, value in items:
+        if not isinstance(key, str | int):
+            raise _RefusedError(f"it uses a {type(key).__name__} as a key")
+        yield key, value
+
+
+def _sizes(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, tuple | list) or len(values) > MAX_AXES:
+        raise ValueError("a tensor has no shape")
+    if not all(type(value) is int and abs(value) < 1 << 62 for value in values):
+        raise ValueError("a tensor's shape holds something else than numbers")
+    return tuple(values)
 
 
 def _build(function: Any, arguments: tuple) -> Any:
     """Stands in for the few constructors that a state dict needs."""
-    name = function.path if isinstance(function, _Name) else repr(function)
+    name = function.path if isinstance(function, _Name) else f"a {type(function).__name__}"
+    if not isinstance(arguments, tuple):
+        raise _RefusedError(f"it calls {name[:100]} without a tuple of arguments")
     if name == "torch._utils._rebuild_tensor_v2" and isinstance(arguments[0], _Storage):
         storage, offset, shape, stride, *_ = arguments
-        return TensorRef(storage, int(offset), tuple(map(int, shape)), tuple(map(int, stride)))
+        return TensorRef(storage, *_sizes((offset,)), _sizes(shape), _sizes(stride))
     if name == "torch._utils._rebuild_parameter":
         return arguments[0]
     if name == "collections.OrderedDict":
-        return dict(*arguments)
+        return dict(_pairs(*arguments)) if arguments else {}
     if name == "torch.Size":
-        return tuple(*arguments)
-    raise _RefusedError(f"it asks to call {name}")
+        return _sizes(*arguments)
+    raise _RefusedError(f"it asks to call {name[:100]}")
 
 
 WRAPPERS = ("auv", "state_dict", "model_state_dict", "best_state", "model", "generator")
@@ -272,6 +315,16 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     if not tensors:
         raise TorchFileError(
             f"{path}: holds no tensors at its top level; its keys: {list(found)[:8]}"
+        )
+    storages = {ref.storage for ref in tensors.values()}
+    claimed = max(
+        sum(math.prod(ref.shape) * ref.storage.dtype.itemsize for ref in tensors.values()),
+        sum(storage.count * storage.dtype.itemsize for storage in storages),
+    )
+    size = archive.path.stat().st_size
+    if claimed > MAX_COPIES * size:
+        raise TorchFileError(
+            f"{path}: its tensors claim {claimed} bytes, the file has {size}; refused"
         )
     return {name: archive.tensor(ref) for name, ref in tensors.items()}
 
@@ -328,23 +381,19 @@ class _Writer:
 
 def write_state_dict(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
     """name -> array to a `.pt` that `torch.load(weights_only=True)` opens; atomic, repeatable."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     writer = _Writer()
-    try:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+    with (
+        files.replacing(path) as partial,
+        zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive,
+    ):
 
-            def add(name: str, data) -> None:
-                archive.writestr(zipfile.ZipInfo(f"archive/{name}"), data)
+        def add(name: str, data) -> None:
+            archive.writestr(zipfile.ZipInfo(f"archive/{name}"), data)
 
-            for index, (name, value) in enumerate(tensors.items()):
-                array = np.ascontiguousarray(value).reshape(np.shape(value))
-                writer.tensor(name, array, str(index))
-                add(f"data/{index}", array.tobytes())
-            add("data.pkl", writer.finish())
-            add("byteorder", b"little")
-            add("version", b"3\n")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        for index, (name, value) in enumerate(tensors.items()):
+            array = np.ascontiguousarray(value).reshape(np.shape(value))
+            writer.tensor(name, array, str(index))
+            add(f"data/{index}", array.tobytes())
+        add("data.pkl", writer.finish())
+        add("byteorder", b"little")
+        add("version", b"3\n")

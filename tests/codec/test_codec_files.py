@@ -3,6 +3,8 @@
 import contextlib
 import json
 import pickle
+import resource
+import time
 import zipfile
 from pathlib import Path
 
@@ -204,3 +206,81 @@ def test_state_dict_under_its_key_and_older_names(tmp_path, small):
     again, back = store.load(path)
     assert again == codec.clone(head_dim=64)  # which shapes cannot tell
     assert_same(back["params"], jax.device_get(variables["params"]))
+
+
+def reference(key=b"0", count=b"K\x04", shape=b"(K\x04t", stride=b"(K\x01t", offset=b"K\x00"):
+    """The pickle of one tensor."""
+    identity = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x00" + key
+    identity += b"X\x03\x00\x00\x00cpu" + count + b"tQ"
+    arguments = b"(" + identity + offset + shape + stride + b"\x89ccollections\nOrderedDict\n)Rt"
+    return b"ctorch._utils\n_rebuild_tensor_v2\n" + arguments + b"R"
+
+
+def name(text):
+    return b"X" + len(text).to_bytes(4, "little") + text
+
+
+NESTED = b"K\x01" + b"2\x86" * 60  # a tuple of a tuple twice of a tuple twice ...
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        b"\x80\x02}" + NESTED + b"K\x01s.",
+        b"\x80\x02}(" + NESTED + b"K\x01u.",
+        b"\x80\x02ccollections\nOrderedDict\n]" + NESTED + b"K\x01\x86a\x85R.",
+        b"\x80\x02" + NESTED + b")R.",  # as a function, which an error message would show
+        b"\x80\x02(" + name(b"storage") + NESTED + name(b"0") + name(b"cpu") + b"K\x01tQ.",
+        b"\x80\x02(" + name(b"storage") + b"ctorch\nFloatStorage\n" + NESTED + b"K\x01K\x01tQ.",
+        b"\x80\x02" + reference(shape=NESTED) + b".",
+        b"\x80\x02" + reference(shape=b"(" + b"K\x01" * 100 + b"t") + b".",
+        b"\x80\x02" + reference(count=b"\x8a\x0f" + b"\xff" * 14 + b"\x7f") + b".",
+        b"\x80\x02" + b"]" * (3 << 20) + b".",
+        b"\x80\x02" + NESTED * 60_000 + b".",
+        b"\x80\x04" + NESTED + NESTED + b"\x93.",
+    ],
+    ids=range(12),
+)
+def test_a_small_description_cannot_ask_for_much(tmp_path, description):
+    """Time and memory are bounded whatever a description says of itself."""
+    path = tmp_path / "bad.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("archive/data.pkl", description)
+        file.writestr("archive/data/0", bytes(16))
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    with pytest.raises(torch_file.TorchFileError, match=r"bad\.pt"):
+        torch_file.read_state_dict(path)
+    assert time.process_time() - start < 30
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500 << 10  # KiB
+
+
+def test_shared_and_deflated_storages_cannot_multiply(tmp_path):
+    """A storage of 256 MiB of zeros in a file of 256 KiB, and one that two thousand names share."""
+    four = reference()
+    many = b"".join(name(b"w%d" % i) + b"h\x01" for i in range(2000))
+    shared = b"\x80\x02}q\x00" + name(b"w") + four + b"q\x01sq\x00(" + many + b"u."
+    wide = shared.replace(b"K\x04", b"M\x00\x40")  # 2 ** 14 elements
+    path = archive(tmp_path / "shared.pt", wide, [bytes(1 << 16)])
+    with pytest.raises(torch_file.TorchFileError, match="its tensors claim 131137536 bytes"):
+        torch_file.read_state_dict(path)
+    count = b"J" + (1 << 26).to_bytes(4, "little")
+    bomb = b"\x80\x02}" + name(b"w") + reference(count=count, shape=b"(" + count + b"t") + b"s."
+    with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("archive/data.pkl", bomb)
+        with file.open("archive/data/0", "w") as entry:
+            for _ in range(256):
+                entry.write(bytes(1 << 20))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(torch_file.TorchFileError, match="its tensors claim 268435456 bytes"):
+        torch_file.read_state_dict(tmp_path / "bomb.pt")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 << 10
+
+
+def test_tied_tensors_and_nested_state_dicts_are_read(tmp_path):
+    one = name(b"encoder") + b"}" + name(b"w") + reference() + b"q\x01ss"
+    two = name(b"decoder") + b"}" + name(b"w") + b"h\x01ss"
+    values = np.arange(4, dtype=np.float32)
+    path = archive(tmp_path / "x.pt", b"\x80\x02}" + one + two + b".", [values.tobytes()])
+    found = torch_file.read_state_dict(path)
+    assert list(found) == ["encoder.w", "decoder.w"]
+    np.testing.assert_array_equal(found["decoder.w"], values)
