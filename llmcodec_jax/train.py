@@ -40,7 +40,11 @@ def main(_) -> int:
         os.environ["LLMCODEC_CACHE"] = CACHE.value
     distributed.join()
     keep_compilations()
-    return 0 if run(config, workdir, restart=RESTART.value) else UNFINISHED
+    distributed.end_with_launcher()
+    if run(config, workdir, restart=RESTART.value):
+        return 0
+    distributed.ignore_signals()
+    return UNFINISHED
 
 
 if __name__ == "__main__":

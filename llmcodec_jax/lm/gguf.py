@@ -46,6 +46,7 @@ class File:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self.label = str(path)
         if not self.path.exists():
             raise FileNotFoundError(f"{self.path}: no such GGUF file")
         self._reader = gguf.GGUFReader(self.path)
@@ -104,7 +105,7 @@ class File:
         layer = re.match(r"model\.layers\.(\d+)\.(.*)", module)
         key = f"blk.{layer[1]}.{NAMES[layer[2]]}" if layer else NAMES[module]
         if f"{key}.{kind}" not in self._tensors:
-            raise KeyError(f"{self.path}: no tensor {key}.{kind}")
+            raise ConfigError(f"{self.path}: no tensor {key}.{kind}")
         tensor = self._tensors[f"{key}.{kind}"]
         value = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
         # Llama files interleave each head's rotary pairs; ours (and Qwen3's) are two halves.

@@ -23,7 +23,7 @@ class Folder:
     """The safetensors of a model folder: one file, or an index of shards; memory-mapped."""
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+        self.folder, self.label = Path(folder), str(folder)
         index, single = self.folder / "model.safetensors.index.json", "model.safetensors"
         if index.exists():
             self.files = json.loads(index.read_text())["weight_map"]
@@ -43,7 +43,7 @@ class Folder:
             try:
                 self._open[path] = safe_open(path, "np")
             except (SafetensorError, OSError) as error:
-                raise OSError(f"{path}: cannot be read ({error}); download it again") from error
+                raise ConfigError(f"{path}: cannot be read ({error}); download it again") from error
         return self._open[path].get_slice(name)[index]
 
 

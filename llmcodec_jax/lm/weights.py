@@ -11,13 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from llmcodec_jax.lm.config import LMConfig
+from llmcodec_jax.lm.config import ConfigError, LMConfig
 
 Path = tuple[str, ...]
 
 
 class TensorSource(Protocol):
     """Random access to named tensors in Hugging Face layout (linear weights [out, in])."""
+
+    label: str  # the file or folder, for messages
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         """The part `index` of tensor `name`. Raises KeyError naming the file if absent."""
@@ -41,7 +43,7 @@ def assemble(config: LMConfig, source: TensorSource, dtype, shardings=None) -> A
 
     `shardings`: a tree like the parameters, a function that makes one from their shapes, or None
     for the default device. The host never holds more than one shard of one stacked leaf beside
-    the source's memory map.
+    the source's memory map. Raises ConfigError naming a tensor that holds NaN or infinity.
     """
     from llmcodec_jax.lm.decoder import init_params
 
@@ -63,6 +65,8 @@ def _reader(source: TensorSource, name: str, transposed: bool, shape, dtype):
 
     def one(layer_name: str, index):
         part = source.read(layer_name, index[::-1] if transposed else index)
+        if not np.isfinite(part).all():
+            raise ConfigError(f"{source.label}: {layer_name} holds values that are not finite")
         return part.T if transposed else part
 
     def read(index):

@@ -19,7 +19,6 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from llmcodec_jax.errors import UserError
 from llmcodec_jax.training import sharding
 
 T = TypeVar("T")
@@ -94,7 +93,7 @@ class StopVote:
         return answer
 
 
-def together(action: Callable[[], T], *errors: type[UserError]) -> T:
+def together(action: Callable[[], T], *errors: type[Exception]) -> T:
     """Runs `action` on every process, and raises on all of them where one of `errors` came up.
 
     Nobody waits in a collective for a process that has given up. All processes must call it.
@@ -138,6 +137,13 @@ def start_watchdog(variable: str = STEP_SECONDS, environment=os.environ) -> None
 def stop_watchdog() -> None:
     """Ends the watch."""
     faulthandler.cancel_dump_traceback_later()
+
+
+def ignore_signals() -> None:
+    """For the way out: a scheduler that ends the others when one has left must not change the
+    status that says "saved"."""
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def end_with_launcher(environment=os.environ) -> None:

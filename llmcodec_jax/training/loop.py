@@ -1,11 +1,10 @@
-"""The training loop: draw, step, look, save; stops cleanly when asked to."""
+"""The training loop: draw, step, evaluate, save; stops cleanly when asked to."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import logging
-import signal
 import time
 from pathlib import Path
 
@@ -18,8 +17,11 @@ from llmcodec_jax.hardware import chips, costs
 from llmcodec_jax.pages import plots
 from llmcodec_jax.training import distributed, heldout, sharding
 from llmcodec_jax.training.checkpoint import Checkpoints
-from llmcodec_jax.training.journal import Journal, plain
+from llmcodec_jax.training.compile_times import CompileTimes
+from llmcodec_jax.training.interrupt import Interrupted
+from llmcodec_jax.training.journal import Journal
 from llmcodec_jax.training.method import Method
+from llmcodec_jax.training.resume import CheckpointError
 from llmcodec_jax.training.step import eval_step, train_step
 
 logger = logging.getLogger(__name__)
@@ -27,26 +29,6 @@ logger = logging.getLogger(__name__)
 
 class NonFiniteError(UserError, RuntimeError):
     """Too many steps in a row had a NaN or infinite loss or gradient."""
-
-
-class Interrupted:
-    """Notes SIGTERM and SIGINT, so that the loop can save and leave between two steps."""
-
-    def __init__(self):
-        self.name = ""
-
-    def __enter__(self):
-        self._old = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def _note(self, number, _):
-        if self.name:  # asked twice: leave at once
-            raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
-
-    def __exit__(self, *_):
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
 
 
 @dataclasses.dataclass
@@ -63,6 +45,7 @@ class Run:
     heldout: list
     checkpoints: Checkpoints
     journal: Journal
+    interrupted: Interrupted
 
 
 class Steps:
@@ -76,12 +59,17 @@ class Steps:
         """-> (state, report, whether it was compiled just now)."""
         fresh = phase not in self._compiled
         if fresh:
-            logger.info("compiling for %s", phase)
-            self._compiled[phase] = self._compile(phase, state, batch)
+            with CompileTimes(self._run.config, phase):
+                self._compiled[phase] = self._compile(phase, state, batch)
+            distributed.start_watchdog(distributed.STEP_SECONDS)
         compiled, self.flops = self._compiled[phase]
         with jax.transfer_guard("disallow"):  # all is on the devices already: keep it so
             state, report = compiled(state, self._run.lm_params, batch)
         return state, report, fresh
+
+    def has(self, phase) -> bool:
+        """Whether the phase's step is compiled already."""
+        return phase in self._compiled
 
     def _compile(self, phase, state, batch):
         step = functools.partial(train_step, method=self._run.method, phase=phase)
@@ -96,47 +84,86 @@ class Steps:
 def train(run: Run, state, batches) -> bool:
     """Runs from `state.step` to the end -> whether it got there (or was asked to stop).
 
-    Raises NonFiniteError naming the losses when `max_bad_steps` steps in a row were skipped.
+    Whatever ends it, the checkpoint in flight is committed first. Raises NonFiniteError naming
+    the losses when `max_bad_steps` steps in a row were skipped.
     """
-    total, log = run.method.schedule.total_steps, run.log
+    try:
+        return _train(run, state, batches)
+    except BaseException:
+        try:
+            run.checkpoints.close()
+        except CheckpointError as error:  # the first failure is the one to tell
+            logger.error("%s", error)
+        raise
+    finally:
+        distributed.stop_watchdog()
+
+
+def _train(run: Run, state, batches) -> bool:
+    total, log, interrupted = run.method.schedule.total_steps, run.log, run.interrupted
     start = step = int(state.step)
-    steps, pending, mel = Steps(run), None, float("inf")
-    clock, stop = Clock(run, start), distributed.StopVote(run.mesh)
-
-    def settle(pending):
-        """Reads a finished step's report, one step late, so that the device never waits."""
-        if pending:
-            check_finite(run.method, *pending)
-            if pending[0] % log.every == 0 or pending[0] + 1 == total:
-                write_row(run, *pending, clock.rates(pending[0] + 1, steps.flops))
-
-    with Interrupted() as interrupted:
-        while True:
-            distributed.start_watchdog()
-            finished, stopping = step >= total, stop(bool(interrupted.name))
-            profile(run, state, step)
-            if finished or stopping or step % log.eval_every == 0:
-                pending = settle(pending)
-            if finished or step % log.eval_every == 0:
-                mel = look(run, state, step)
-                clock.pause(step)
-            if step > start and (finished or stopping or step % log.checkpoint_every == 0):
-                position = batches.state()
-                run.checkpoints.save(step, state, position, run.config, run.lm_digest, mel)
-                save_codec(run, state)
-            if finished or stopping:
-                break
-            state, report, fresh = steps(run.method.phase(step), state, next(batches))
-            settle(pending)
-            pending = (step, report)
-            step += 1
-            if fresh:
-                clock.pause(step)
-    distributed.stop_watchdog()
-    if stopping and not finished:
+    steps, clock, vote = Steps(run), Clock(run, start), distributed.StopVote(run.mesh)
+    reports, owed = Reports(run, steps, clock), False
+    while True:
+        distributed.start_watchdog(distributed.PAUSE_SECONDS)
+        finished, stopping = step >= total, vote(bool(interrupted.name))
+        profile(run, state, step)
+        evaluating = finished or step % log.eval_every == 0
+        saving = step > start and (finished or stopping or owed or step % log.checkpoint_every == 0)
+        if evaluating or saving:
+            reports.finish()  # rows before the checkpoint that makes them past
+        mel = evaluate_heldout(run, state, step) if evaluating else None
+        if saving:
+            owed = bool(reports.bad_streak) and not finished  # its parameters may be the cause
+            if not owed:
+                save(run, state, step, batches.state(), mel)
+        if evaluating or saving:
+            clock.pause(step)
+        if finished or stopping:
+            break
+        batch, phase = next(batches), run.method.phase(step)
+        if steps.has(phase):
+            distributed.start_watchdog(distributed.STEP_SECONDS)
+        state, report, fresh = steps(phase, state, batch)
+        reports.finish()
+        reports.pending = (step, report)
+        step += 1
+        if fresh:
+            clock.pause(step)
+    interrupted.saving = True
+    distributed.start_watchdog(distributed.PAUSE_SECONDS)
+    run.checkpoints.close()
+    if not finished:
         why = interrupted.name or "another process was interrupted"
-        logger.info("%s: saved step %d; the same command resumes", why, step)
+        kept = "nothing new to save" if step == start else f"saved step {step}"
+        if owed:
+            kept = f"step {step} is one of a run of bad steps and was not saved"
+        logger.info("%s: %s; the same command resumes", why, kept)
     return finished
+
+
+def save(run: Run, state, step: int, position: dict, mel: float | None) -> None:
+    """Starts a checkpoint, and writes the codec alone."""
+    run.checkpoints.save(step, state, position, run.config, run.lm_digest, mel)
+    save_codec(run, state)
+
+
+class Reports:
+    """Reads each step's report one step late, so that the device never waits."""
+
+    def __init__(self, run: Run, steps: Steps, clock: Clock):
+        self._run, self._steps, self._clock = run, steps, clock
+        self.pending: tuple[int, dict] | None = None
+        self.bad_streak = 0  # steps in a row that were not finite, as last read
+
+    def finish(self) -> None:
+        """Reads and writes what is pending. Raises NonFiniteError after too many bad steps."""
+        if self.pending is None:
+            return
+        (step, report), self.pending = self.pending, None
+        self.bad_streak = check_finite(self._run.method, step, report)
+        if step % self._run.log.every == 0 or step + 1 == self._run.method.schedule.total_steps:
+            write_row(self._run, step, report, self._clock.rates(step + 1, self._steps.flops))
 
 
 def profile(run: Run, state, step: int) -> None:
@@ -175,20 +202,24 @@ class Clock:
         } | ({"speed/mfu": per_second * flops / self._peak} if self._peak else {})
 
 
-def check_finite(method: Method, step: int, report: dict) -> None:
-    """Waits for one scalar of a finished step. Raises NonFiniteError after too many bad ones."""
+def check_finite(method: Method, step: int, report: dict) -> int:
+    """Waits for one scalar of a finished step -> how many in a row were bad by then.
+
+    Raises NonFiniteError after too many.
+    """
     streak = int(report["bad_streak"])
     if not streak:
-        return
+        return 0
     values = {name: np.asarray(value) for name, value in report.items()}
     bad = sorted(name for name, value in values.items() if not np.isfinite(value).all())
     logger.warning("step %d skipped, not finite: %s", step, ", ".join(bad))
     if streak >= method.max_bad_steps:
         raise NonFiniteError(
             f"{streak} steps in a row were not finite, the last at step {step}: {', '.join(bad)}. "
-            "Parameters are those before the first of them; lower the learning rate or look at "
-            "the data, then resume from the last checkpoint."
+            "The last checkpoint is from before them; lower the learning rate or look at the data, "
+            "and the same command goes on from it."
         )
+    return streak
 
 
 def write_row(run: Run, step: int, report: dict, rates: dict) -> None:
@@ -198,7 +229,7 @@ def write_row(run: Run, step: int, report: dict, rates: dict) -> None:
     run.journal.progress(step, {name: report[name] for name in shown if name in report})
 
 
-def look(run: Run, state, step: int) -> float:
+def evaluate_heldout(run: Run, state, step: int) -> float:
     """Evaluates on the held-out clips; writes the row, pictures and sound; returns mel."""
     method = run.method
     jitted = _eval_step(method, run.mesh)
@@ -224,7 +255,7 @@ def look(run: Run, state, step: int) -> float:
     logger.info(
         "held out at step %d: %s",
         step,
-        "  ".join(f"{k.removeprefix('eval/')} {plain(v):.3g}" for k, v in scalars.items()),
+        "  ".join(f"{k.removeprefix('eval/')} {float(v):.3g}" for k, v in scalars.items()),
     )
     return scalars["eval/mel"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -78,6 +79,11 @@ def _next_steps(workdir: Path) -> str:
     )
 
 
+def _number(value: float | None) -> float:
+    """A metric out of a row, where null stands for what was not finite."""
+    return math.nan if value is None else value
+
+
 def _skipped(skipped: dict) -> str:
     text = f"{skipped['read']} clips read, {skipped['count']} skipped."
     reasons = list(skipped["reasons"].items())[:20]
@@ -88,12 +94,15 @@ def write(workdir: Path, method: Method, skipped: dict) -> Path:
     """Reads the run's rows and sounds and writes workdir/report.html."""
     rows = read_rows(workdir)
     evaluations = [row for row in rows if "eval/mel" in row]
-    first, last = evaluations[0], evaluations[-1]
-    change = 1 - last["eval/mel"] / first["eval/mel"]
-    lead = (
-        f"{last['step']} steps; held-out mel distance {first['eval/mel']:.3g} -> "
-        f"{last['eval/mel']:.3g} ({change:.0%} lower), code use {last['eval/code_usage']:.0%}."
-    )
+    lead = f"{method.schedule.total_steps} steps."
+    if evaluations:
+        first, last = evaluations[0], evaluations[-1]
+        change = 1 - _number(last["eval/mel"]) / _number(first["eval/mel"])
+        lead = (
+            f"{last['step']} steps; held-out mel distance {_number(first['eval/mel']):.3g} -> "
+            f"{_number(last['eval/mel']):.3g} ({change:.0%} lower), code use "
+            f"{_number(last['eval/code_usage']):.0%}."
+        )
     bad = max((row.get("skipped") or 0 for row in rows), default=0)
     health = html.paragraph(
         f"{bad} updates were skipped for a loss or gradient that was not finite.",

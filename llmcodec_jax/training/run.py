@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 
+from llmcodec_jax import files
 from llmcodec_jax.codec import store
 from llmcodec_jax.data.embedded import lm_path
 from llmcodec_jax.data.pipeline import eval_batches, make_loader
 from llmcodec_jax.data.prefetch import prefetch
+from llmcodec_jax.errors import UsageError, UserError
 from llmcodec_jax.lm.load import load_lm
 from llmcodec_jax.lm.weights import digest
-from llmcodec_jax.training import journal, loop, report, sharding
+from llmcodec_jax.training import distributed, journal, loop, report, sharding
 from llmcodec_jax.training.checkpoint import Checkpoints
+from llmcodec_jax.training.interrupt import Interrupted
+from llmcodec_jax.training.lock import FolderLock
 from llmcodec_jax.training.method import Method
 from llmcodec_jax.training.state import init_state
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
 
 def load_language_model(config, mesh):
-    """config.lm -> (LMConfig, sharded params, tokenizer, digest), Nones without an LM."""
+    """config.lm -> (LMConfig, sharded params, tokenizer), Nones without an LM."""
     if not config.lm.path:
-        return None, None, None, ""
+        return None, None, None
     path = lm_path(config.lm.path)
     lm_config, params, tokenizer = load_lm(
         path, config.lm.dtype, lambda shapes: sharding.shardings(shapes, mesh, sharding.LM_RULES)
@@ -33,7 +43,7 @@ def load_language_model(config, mesh):
         if getattr(lm_config, name) != value:
             held = getattr(lm_config, name)
             logger.warning("lm.config.%s is %r but %s holds %r, used", name, value, path, held)
-    return lm_config, params, tokenizer, digest(params)
+    return lm_config, params, tokenizer
 
 
 def open_data(config, method: Method, tokenizer):
@@ -95,35 +105,70 @@ def import_codec(path: str, method: Method, state):
     return state.replace(params=params, batch_stats=stats)
 
 
-def run(config, workdir: Path, *, restart: bool = False) -> bool:
-    """One whole training run, from wherever `workdir` stands -> whether it reached its end."""
-    mesh = sharding.make_mesh(**config.mesh)
-    lm_config, lm_params, tokenizer, lm_digest = load_language_model(config, mesh)
-    method = Method.from_config(config, lm_config)
-    loader, heldout, depth = open_data(config, method, tokenizer)
+def check_inputs(config) -> None:
+    """What can be told before anything is loaded. Raises UsageError, FileNotFoundError."""
+    if config.total_steps < 1:
+        raise UsageError(f"total_steps must be at least 1, got {config.total_steps}")
+    for name in ("every", "eval_every", "checkpoint_every", "keep", "eval_clips"):
+        if config.log[name] < 1:
+            raise UsageError(f"log.{name} must be at least 1, got {config.log[name]}")
+    if config.init:
+        store.locate(config.init)
 
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        report.timetable(method).savefig(workdir / "schedule.png", dpi=110, bbox_inches="tight")
+
+def run(config, workdir: Path, *, restart: bool = False) -> bool:
+    """One whole training run, from wherever `workdir` stands -> whether it reached its end.
+
+    `restart` begins at step 0 and keeps what is there aside. Raises UserErrors alone for what a
+    person can mend; where several processes run, all of them end when one does.
+    """
+    check_inputs(config)
+    distributed.start_watchdog(distributed.PAUSE_SECONDS)
+    folders = dict.fromkeys([str(workdir), config.log.checkpoint_dir or str(workdir)])
+    with contextlib.ExitStack() as stack:
+        interrupted = stack.enter_context(Interrupted())
+        # The first process holds the folders for all.
+        locks = [FolderLock(folder) for folder in folders if jax.process_index() == 0]
+        together(lambda: [stack.enter_context(lock) for lock in locks])
+        return _run(config, workdir, interrupted, restart)
+
+
+def together(action: Callable[[], T]) -> T:
+    """`distributed.together` for everything that a person can mend."""
+    return distributed.together(action, UsageError, UserError, OSError)
+
+
+def _run(config, workdir: Path, interrupted: Interrupted, restart: bool) -> bool:
+    mesh = sharding.make_mesh(**config.mesh)
+    lm_config, lm_params, tokenizer = together(lambda: load_language_model(config, mesh))
+    lm_digest = digest(lm_params) if lm_params is not None else ""
+    method = Method.from_config(config, lm_config)
+    loader, heldout, depth = together(lambda: open_data(config, method, tokenizer))
 
     build, abstract = start_state(config, method, lm_params, mesh)
     checkpoints = Checkpoints(config.log.checkpoint_dir or workdir, config.log.keep)
     restored = checkpoints.restore(abstract, config.to_dict(), lm_digest, restart=restart)
     if restored:
         state, position = restored
+        # A run of bad steps is counted anew: nobody goes on from inside one.
+        state = state.replace(bad_streak=0 * state.bad_streak)
         loader.restore(position)
     else:
         state = build(lm_params)
         if config.init:
-            state = import_codec(config.init, method, state)
-    with loader, prefetch(loader, lambda b: sharding.put_batch(b, mesh), depth) as batches:
-        book = journal.Journal(
+            state = together(lambda: import_codec(config.init, method, state))
+    together(lambda: describe_run(workdir, config, method))
+    with (
+        loader,
+        prefetch(loader, lambda b: sharding.put_batch(b, mesh), depth) as batches,
+        journal.Journal(
             workdir,
             config.total_steps,
             int(state.step),
             tensorboard=config.log.tensorboard,
             wandb=config.log.wandb,
-        )
+        ) as writing,
+    ):
         finished = loop.train(
             loop.Run(
                 method=method,
@@ -135,14 +180,21 @@ def run(config, workdir: Path, *, restart: bool = False) -> bool:
                 lm_digest=lm_digest,
                 heldout=heldout,
                 checkpoints=checkpoints,
-                journal=book,
+                journal=writing,
+                interrupted=interrupted,
             ),
             state,
             batches,
         )
-        book.close()
-    checkpoints.close()
     if jax.process_index() == 0 and finished:
         page = report.write(workdir, method, loader.skipped())
         logger.info("report: %s", page)
     return finished
+
+
+def describe_run(workdir: Path, config, method: Method) -> None:
+    """Writes config.json, which says where the checkpoints are, and the timetable's picture."""
+    if jax.process_index() == 0:
+        with files.replacing(workdir / "config.json") as partial:
+            partial.write_text(json.dumps(config.to_dict(), indent=1) + "\n")
+        report.timetable(method).savefig(workdir / "schedule.png", dpi=110, bbox_inches="tight")

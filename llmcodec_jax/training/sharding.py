@@ -39,7 +39,8 @@ LM_RULES = (
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
     """Mesh over all devices; one axis may be -1 and takes what the others leave.
 
-    Raises ValueError where the sizes do not multiply to the device count.
+    Raises UsageError where the sizes do not multiply to the device count, or a clip's devices are
+    not of one process.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [data, fsdp, tensor]
@@ -52,8 +53,28 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> M
         raise UsageError(f"mesh {dict(zip(AXES, sizes, strict=True))} on {len(devices)} devices")
     if devices[0].platform == "tpu":  # neighbours in the mesh are neighbours on the torus
         arranged = create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-        return Mesh(arranged, AXES)
-    return Mesh(np.asarray(devices).reshape(sizes), AXES)
+    else:
+        arranged = np.asarray(devices).reshape(sizes)
+    check_processes(arranged)
+    return Mesh(arranged, AXES)
+
+
+def check_processes(devices: np.ndarray) -> None:
+    """Raises UsageError where a process would not hold whole clips of its own.
+
+    `devices` [data, fsdp, tensor]. Each process reads its own clips, so the devices that share a
+    clip (tensor) must be of one process, and each process must have as many clips as any other.
+    """
+    owners = np.vectorize(lambda device: device.process_index)(devices)
+    owners = owners.reshape(-1, devices.shape[-1])
+    if (owners != owners[:, :1]).any():
+        raise UsageError(
+            f"mesh.tensor={devices.shape[-1]} spans processes: the devices that share a clip must "
+            f"be of one process; choose mesh.tensor to divide the devices of each"
+        )
+    _, shares = np.unique(owners[:, 0], return_counts=True)
+    if len(set(shares.tolist())) > 1:
+        raise UsageError(f"processes hold {shares.tolist()} shares of a batch; they must be equal")
 
 
 def _fits(spec: P, shape: tuple[int, ...], mesh: Mesh) -> bool:
@@ -93,9 +114,14 @@ def batch_shards(mesh: Mesh) -> int:
 
 
 def put_batch(batch, mesh: Mesh):
-    """This process's clips (numpy) -> the global, sharded batch."""
-    sharding = batch_sharding(mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+    """This process's clips (numpy) -> the global, sharded batch of all processes' clips."""
+    sharding, processes = batch_sharding(mesh), jax.process_count()
+
+    def put(x: np.ndarray) -> jax.Array:
+        whole = (len(x) * processes, *x.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, x, whole)
+
+    return jax.tree.map(put, batch)
 
 
 def put_whole(batch, mesh: Mesh):

@@ -1,0 +1,100 @@
+"""One run at a time in a folder: refused while the holder lives, taken over once it is gone."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from llmcodec_jax.training import lock
+from llmcodec_jax.training.lock import FolderLock, LockedError
+
+HOLD = """
+import sys, time
+sys.path.insert(0, {root!r})
+from llmcodec_jax.training.lock import FolderLock
+with FolderLock({folder!r}):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def holder(folder) -> subprocess.Popen:
+    script = HOLD.format(root=str(Path(__file__).parents[2]), folder=str(folder))
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_second_process_is_refused_by_name_and_the_first_goes_on(tmp_path):
+    first = holder(tmp_path)
+    before = (tmp_path / lock.NAME).read_text()
+    with (
+        pytest.raises(LockedError, match=rf"in use by process {first.pid} on "),
+        FolderLock(tmp_path),
+    ):
+        pass
+    assert (tmp_path / lock.NAME).read_text() == before
+    first.kill()
+    first.wait()
+
+
+@pytest.mark.parametrize("reaped", [True, False])
+def test_a_killed_holder_is_recognised_at_once(tmp_path, reaped):
+    first = holder(tmp_path)
+    first.kill()
+    if reaped:
+        first.wait()
+    else:
+        time.sleep(0.2)  # a zombie still has its process id
+    begun = time.monotonic()
+    with FolderLock(tmp_path):
+        assert json.loads((tmp_path / lock.NAME).read_text())["pid"] == os.getpid()
+    assert time.monotonic() - begun < 5
+    assert not (tmp_path / lock.NAME).exists()
+    first.wait()
+
+
+def test_a_process_id_that_was_given_away_again_holds_nothing(tmp_path):
+    other = {"host": lock.this_host(), "pid": os.getppid(), "started": "1", "token": "x"}
+    (tmp_path / lock.NAME).write_text(json.dumps(other))
+    with FolderLock(tmp_path):
+        pass
+
+
+def elsewhere(folder, beats: int) -> None:
+    other = {"host": "elsewhere", "pid": 1, "started": "1", "token": "x", "beats": beats}
+    (folder / lock.NAME).write_text(json.dumps(other))
+
+
+def test_a_holder_on_another_machine_is_gone_once_it_renews_no_more(tmp_path):
+    elsewhere(tmp_path, 1)
+    begun = time.monotonic()
+    with FolderLock(tmp_path, patience=0.5):
+        assert time.monotonic() - begun >= 0.5
+
+
+def test_a_holder_on_another_machine_that_renews_is_respected(tmp_path, monkeypatch):
+    elsewhere(tmp_path, 1)
+    monkeypatch.setattr(lock.time, "sleep", lambda _: elsewhere(tmp_path, 2))
+    with pytest.raises(LockedError, match="process 1 on elsewhere"), FolderLock(tmp_path):
+        pass
+
+
+def test_the_lock_is_renewed_while_it_is_held(tmp_path):
+    with FolderLock(tmp_path, renew=0.02):
+        deadline = time.monotonic() + 10
+        while json.loads((tmp_path / lock.NAME).read_text())["beats"] < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
+def test_a_torn_lock_file_holds_nothing(tmp_path, text):
+    (tmp_path / lock.NAME).write_text(text)
+    with FolderLock(tmp_path):
+        pass
