@@ -229,4 +229,5 @@ class Codec:
 def load(path: str | Path, dtype: str = "float32", batch_size: int | None = None) -> Codec:
     """CODEC -> Codec (see `llmcodec_jax.load_codec`)."""
     module, variables = store.load(path)
-    return Codec(module.clone(dtype=dtype, remat=False), variables, batch_size)
+    recompute = {"remat": False} if hasattr(module, "remat") else {}
+    return Codec(module.clone(dtype=dtype, **recompute), variables, batch_size)

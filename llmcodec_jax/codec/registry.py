@@ -14,6 +14,7 @@ import numpy as np
 
 from llmcodec_jax.codec.auv import published as auv
 from llmcodec_jax.codec.auv.model import AUV
+from llmcodec_jax.codec.conv import encodec, mimi
 from llmcodec_jax.errors import UsageError
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -44,10 +45,19 @@ class Family:
     to_published: Callable[[Any, Mapping], dict[str, np.ndarray]]
 
 
+def _entry(name: str, module: type[nn.Module], published: types.ModuleType) -> Family:
+    """A family whose published layout is three functions of one file."""
+    return Family(
+        name, module, published.recognises, published.from_published, published.to_published
+    )
+
+
 FAMILIES = {
     family.name: family
     for family in (
-        Family("auv", AUV, auv.recognises, auv.from_published, auv.to_published),
+        _entry("auv", AUV, auv),
+        _entry("encodec", encodec.EnCodec, encodec),
+        _entry("mimi", mimi.Mimi, mimi),
     )
 }  # fmt: skip
 

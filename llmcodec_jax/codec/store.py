@@ -33,6 +33,7 @@ SHIPPED = {"mini": Path(__file__).parents[1] / "mini"}
 FORMAT = 1
 """Of codec.json. 1: tensors by Flax path; a file without it holds published names."""
 MAX_CONFIG = 1 << 20  # bytes of a codec.json or config.json
+TALLIES = ("usage", "cluster_size", "embed_sum")  # leaves that training keeps and nothing reads
 NOT_MATRICES = ("bias", "scale", "alpha", "beta", "gamma")  # leaves that bfloat16 files keep whole
 
 
@@ -237,11 +238,11 @@ def variable_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 def digest(module: nn.Module, variables: Mapping) -> str:
     """Which codec made a code: 16 hexadecimal digits of architecture, parameters and statistics.
 
-    The running share of each code changes nothing that is computed, and is left out.
+    Running counts of the codes change nothing that is computed, and are left out.
     """
     hasher = hashlib.sha256(registry.family_of(module).name.encode())
     for path, leaf in sorted(flatten_dict(dict(variables)).items()):
-        if path[-1] != "usage":
+        if path[-1] not in TALLIES:
             value = np.ascontiguousarray(jax.device_get(leaf))
             hasher.update(f"{'/'.join(path)} {value.shape} {value.dtype}".encode())
             hasher.update(value.data)

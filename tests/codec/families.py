@@ -1,12 +1,24 @@
 """One small module of every family, and the toy: what the conformance suite runs on."""
 
 from llmcodec_jax.codec.auv.model import AUV
+from llmcodec_jax.codec.conv.encodec import EnCodec
+from llmcodec_jax.codec.conv.mimi import Mimi
 from tests.codec.small_codec import SMALL
 from tests.codec.toy_codec import ToyCodec
 
+ENCODEC = dict(strides=(2, 4), filters=4, width=12, lstm_layers=1, codebook_size=24, levels=3)
+
+# fmt: off
 EXAMPLES = {
     "auv": AUV(**SMALL),
     "auv_levels": AUV(**SMALL, levels=2),
+    "encodec": EnCodec(**ENCODEC, learning="gradient"),
+    "encodec_running": EnCodec(**ENCODEC, sample_rate=16_000, pad_mode="zero"),
+    "mimi": Mimi(
+        strides=(4,), filters=4, width=16, transformer_layers=1, heads=2, hidden=32, window=10,
+        codebook_size=24, code_dim=6, levels=3, learning="gradient", layer_scale=1.0,
+    ),
     "toy": ToyCodec(),
 }
+# fmt: on
 """A family's name, or that and "_WHAT" for another of its forms -> module."""

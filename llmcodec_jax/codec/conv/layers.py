@@ -195,7 +195,8 @@ class ConvTranspose1d(_Kernel):
     kernel - stride in all, at the right if causal, else half at each end, the larger half at
     the left. The kernel must be a multiple of the stride. Parameters: `kernel` (or `direction`,
     `scale` [inputs]) [kernel / stride, inputs / groups, stride * features] with the oldest frame
-    first and channels in the order (group, step, feature of the group); `bias` [features].
+    first and channels in the order (group, step, feature of the group); [kernel / stride,
+    inputs, stride] where every channel is a group; `bias` [features].
     """
 
     trim: tuple[int, int] | None = None
@@ -220,10 +221,25 @@ class ConvTranspose1d(_Kernel):
         if after:
             x = mask_time(x, None if length is None else length + frames - 1)
             x = jnp.pad(x, ((0, 0), (0, after), (0, 0)))
-        shape = (frames, self.inputs // self.groups, self.stride * self.features)
+        y = self._products(x, frames)
+        steps = (x.shape[1] - frames + 1 - after) * self.stride + spare - left - right
+        whole = None if length is None else length * self.stride + spare
+        length = None if length is None else whole - left - right
+        if self.norm == "group":
+            return self._finish(y, whole)[:, left : left + steps], length
+        return self._finish(y[:, left : left + steps], length), length
+
+    def _products(self, x: jax.Array, frames: int) -> jax.Array:
+        """x [B, frames - 1 + T, inputs] -> [B, T * stride, features]."""
+        if self.groups == self.inputs == self.features:
+            # A channel on its own is no matrix product, and fuses into one pass as a sum.
+            kernel = self._weights((frames, self.inputs, self.stride), 1).swapaxes(1, 2)
+            steps = x.shape[1] - frames + 1
+            parts = [x[:, i : i + steps, None] * kernel[i] for i in range(frames)]
+            return sum(parts).reshape(x.shape[0], -1, self.features)
         y = jax.lax.conv_general_dilated(
             x,
-            self._weights(shape, 1),
+            self._weights((frames, self.inputs // self.groups, self.stride * self.features), 1),
             (1,),
             "VALID",
             dimension_numbers=("NWC", "WIO", "NWC"),
@@ -231,13 +247,7 @@ class ConvTranspose1d(_Kernel):
             precision=precision(self.dtype),
         )
         y = y.reshape(*y.shape[:2], self.groups, self.stride, -1)
-        y = y.swapaxes(2, 3).reshape(y.shape[0], -1, self.features)
-        steps = (x.shape[1] - frames + 1 - after) * self.stride + spare - left - right
-        whole = None if length is None else length * self.stride + spare
-        length = None if length is None else whole - left - right
-        if self.norm == "group":
-            return self._finish(y, whole)[:, left : left + steps], length
-        return self._finish(y[:, left : left + steps], length), length
+        return y.swapaxes(2, 3).reshape(y.shape[0], -1, self.features)
 
 
 class Snake(nn.Module):

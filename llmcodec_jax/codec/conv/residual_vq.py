@@ -96,7 +96,7 @@ class EuclideanLevel(nn.Module):
 
     def table(self) -> jax.Array:
         """The codebook [V, d]."""
-        return self.codebook if self.learning == "gradient" else self.mean.value
+        return jnp.asarray(self.codebook if self.learning == "gradient" else self.mean.value)
 
     def lookup(self, codes: jax.Array) -> jax.Array:
         """codes [...] -> [..., d]."""

@@ -1,0 +1,105 @@
+"""What the convolutional families share of `types.Codec`: lengths, masks, the order."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from llmcodec_jax.codec.layout import LayoutError
+from llmcodec_jax.types import CodecOutput
+
+
+class ConvCodec(nn.Module):
+    """Base of a family: it has `strides`, `levels` and the three methods below.
+
+    `analyse(wav [B, N], length) -> latent [B, T, D]`, `length` int32 [B] in samples, whole frames,
+    or None; `quantise(latent, mask, domain, levels, train) -> Quantised`;
+    `synthesise(quantised [B, T, D], mask) -> wav float32 [B, T * hop]`, `mask` bool [B, T] or None.
+    """
+
+    @property
+    def hop(self) -> int:
+        """Samples per frame."""
+        return math.prod(self.strides)
+
+    def encode(
+        self, wav, wav_length=None, domain=None, train: bool = False, levels: int | None = None
+    ) -> CodecOutput:
+        """wav [B, N], N a multiple of hop; wav_length int [B] or None (all N) -> CodecOutput.
+
+        Each clip is taken as zero-padded to whole frames; what follows it in the batch is nothing
+        to it. `levels` uses the first so many codebooks alone.
+        """
+        if wav.shape[1] % self.hop:
+            raise ValueError(f"{wav.shape[1]} samples are not a multiple of hop {self.hop}")
+        frames, length = wav.shape[1] // self.hop, None
+        mask = jnp.ones((wav.shape[0], frames), bool)
+        if wav_length is not None:
+            wav = jnp.where(jnp.arange(wav.shape[1]) < wav_length[:, None], wav, 0.0)
+            whole = -(-wav_length // self.hop)
+            mask, length = jnp.arange(frames) < whole[:, None], whole * self.hop
+        latent = self.analyse(wav, length)
+        found = self.quantise(latent, mask, domain, levels, train)
+        codes = found.codes[..., 0] if self.levels == 1 else found.codes
+        return CodecOutput(latent, codes, found.quantised, found.query, found.loss, mask)
+
+    def decode(self, quantised, frame_mask=None, train: bool = False) -> jax.Array:
+        """quantised [B, T, D], frame_mask bool [B, T] or None -> wav float32 [B, T * hop]."""
+        wav = self.synthesise(quantised, frame_mask)
+        if frame_mask is None:
+            return wav
+        return jnp.where(jnp.repeat(frame_mask, self.hop, axis=1), wav, 0.0)
+
+    def reconstruct(self, wav, wav_length=None, domain=None, train: bool = False):
+        """Encode and decode in one pass -> (CodecOutput, wav float32 [B, N])."""
+        output = self.encode(wav, wav_length, domain, train)
+        mask = None if wav_length is None else output.frame_mask
+        return output, self.decode(output.quantised, mask, train)
+
+    def lookup(self, codes) -> jax.Array:
+        """codes [B, T] or [B, T, q], q <= levels -> quantised [B, T, D]."""
+        return self.quantizer.lookup(codes[..., None] if codes.ndim == 2 else codes)
+
+    def decode_codes(self, codes, frame_mask=None) -> jax.Array:
+        """codes [B, T] or [B, T, q] -> wav float32 [B, T * hop]."""
+        return self.decode(self.lookup(codes), frame_mask)
+
+
+def told(
+    cls: type[nn.Module], config: Mapping[str, Any], published: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Fields of `cls` that a config tells, lists as tuples.
+
+    A config of our own holds fields of the module alone and tells them all; of a published one,
+    whose names mean other things, only the fields named in `published` are taken.
+    """
+    fields = {field.name for field in dataclasses.fields(cls)}
+    names = fields if set(config) <= fields else published
+    return {name: _tuples(config[name]) for name in names if name in config}
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def size(shapes: Mapping[str, tuple[int, ...]], name: str, axis: int) -> int:
+    """One size of a published tensor. Raises LayoutError where there is none."""
+    if name not in shapes or len(shapes[name]) <= axis:
+        raise LayoutError(f"{name} is missing or has too few dimensions")
+    if shapes[name][axis] < 1:
+        raise LayoutError(f"{name} is empty")
+    return shapes[name][axis]
+
+
+def count(shapes: Mapping[str, tuple[int, ...]], pattern: str) -> int:
+    """How many names fit `pattern`, a format string with one counter that starts at 0."""
+    number = 0
+    while pattern.format(number) in shapes:
+        number += 1
+    return number

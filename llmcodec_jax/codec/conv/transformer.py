@@ -1,0 +1,150 @@
+"""A causal transformer with a sliding window, as Mimi has on either side of its quantiser."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from llmcodec_jax.codec.conv.layers import STREAM, TORCH_UNIFORM, is_streaming, precision
+
+EPSILON = 1e-5
+
+
+def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
+    """Rotary positions, halves convention: x [B, T, heads, d], positions [T] -> the same shape."""
+    half = x.shape[-1] // 2
+    rate = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = positions.astype(jnp.float32)[:, None] * rate
+    cosine, sine = (f(angle)[:, None, :].astype(x.dtype) for f in (jnp.cos, jnp.sin))
+    first, second = x[..., :half], x[..., half:]
+    return jnp.concatenate(
+        [first * cosine - second * sine, second * cosine + first * sine], axis=-1
+    )
+
+
+def dense(features: int, dtype: Any, name: str) -> nn.Dense:
+    """A linear map without bias."""
+    return nn.Dense(
+        features,
+        use_bias=False,
+        dtype=dtype,
+        kernel_init=TORCH_UNIFORM,
+        precision=precision(dtype),
+        name=name,
+    )
+
+
+class Attention(nn.Module):
+    """Each step reads itself and the `window - 1` steps before it.
+
+    A stream keeps its last keys and values before their rotation: only differences of positions
+    matter, so they are counted from the start of the window and never grow.
+    """
+
+    width: int
+    heads: int
+    window: int
+    theta: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [B, T, D] -> [B, T, D]."""
+        shape = (*x.shape[:2], self.heads, self.width // self.heads)
+        query, key, value = (
+            dense(self.width, self.dtype, name)(x).reshape(shape)
+            for name in ("query", "key", "value")
+        )
+        key, value, past, seen = self._with_past(key, value)
+        here = past + jnp.arange(x.shape[1])
+        there = jnp.arange(key.shape[1])
+        query, key = rotate(query, here, self.theta), rotate(key, there, self.theta)
+        back = here[:, None] - there
+        allowed = (back >= 0) & (back < self.window) & (there >= past - seen)
+        exact = precision(self.dtype)
+        scores = jnp.einsum("bthd,bshd->bhts", query, key, precision=exact).astype(jnp.float32)
+        scores = jnp.where(allowed, scores / math.sqrt(shape[-1]), -jnp.inf)
+        weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+        mixed = jnp.einsum("bhts,bshd->bthd", weights, value, precision=exact)
+        return dense(self.width, self.dtype, "out")(mixed.reshape(x.shape))
+
+    def _with_past(self, key: jax.Array, value: jax.Array):
+        """-> (keys, values behind those of the stream, how many those are, how many are real)."""
+        if not is_streaming(self):
+            return key, value, 0, 0
+        past = self.window - 1
+        if self.has_variable(STREAM, "past"):
+            keys, values, seen = self.get_variable(STREAM, "past")
+        else:
+            keys = values = jnp.zeros((key.shape[0], past, *key.shape[2:]), key.dtype)
+            seen = jnp.zeros((), jnp.int32)
+        keys = jnp.concatenate([keys, key], axis=1)
+        values = jnp.concatenate([values, value], axis=1)
+        kept = keys.shape[1] - past
+        after = jnp.minimum(seen + key.shape[1], past)
+        self.put_variable(STREAM, "past", (keys[:, kept:], values[:, kept:], after))
+        return keys, values, past, seen
+
+
+class Layer(nn.Module):
+    """x + scale attention(norm x), then x + scale mlp(norm x); the scales are learnt."""
+
+    width: int
+    heads: int
+    hidden: int
+    window: int
+    theta: float
+    scale: float  # the scales' start
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [B, T, D] -> [B, T, D]."""
+
+        def norm(name: str):
+            return nn.LayerNorm(EPSILON, dtype=self.dtype, name=name)
+
+        def scaled(y: jax.Array, name: str) -> jax.Array:
+            start = nn.initializers.constant(self.scale)
+            return y * self.param(name, start, (self.width,), jnp.float32).astype(y.dtype)
+
+        attention = Attention(
+            self.width, self.heads, self.window, self.theta, self.dtype, name="attention"
+        )
+        x = x + scaled(attention(norm("attention_norm")(x)), "attention_scale")
+        y = dense(self.hidden, self.dtype, "up")(norm("mlp_norm")(x))
+        y = dense(self.width, self.dtype, "down")(nn.gelu(y, approximate=False))
+        return x + scaled(y, "mlp_scale")
+
+
+class CausalTransformer(nn.Module):
+    """`layers` Layers, without a norm after the last. Causal, so padding at the end is nothing."""
+
+    layers: int
+    width: int
+    heads: int
+    hidden: int
+    window: int
+    theta: float = 10_000.0
+    scale: float = 0.01
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [B, T, D] -> [B, T, D]."""
+        for index in range(self.layers):
+            x = Layer(
+                self.width,
+                self.heads,
+                self.hidden,
+                self.window,
+                self.theta,
+                self.scale,
+                self.dtype,
+                name=f"layer_{index}",
+            )(x)
+        return x
