@@ -49,22 +49,47 @@ def nearest(
     return codes
 
 
+def used_levels(total: int, levels: int | jax.Array | None) -> tuple[int, jax.Array | None]:
+    """`levels` of encode -> (levels to compute, int32 [B] used by each clip or None for all).
+
+    Raises ValueError for a number outside 1..total.
+    """
+    if levels is None:
+        return total, None
+    if isinstance(levels, int):
+        if not 1 <= levels <= total:
+            raise ValueError(f"{levels} levels asked of a codec with 1 to {total}")
+        return levels, None
+    return total, levels
+
+
 class WeightNormDense(nn.Module):
-    """y = x (g * v / |v|) + b with one g per output, the published parametrisation of a 1x1."""
+    """y = x (g * v / |v|) + b with one g per output, the published parametrisation of a 1x1.
+
+    `folded`: one `kernel` instead of its two factors, as weights are published for use.
+    """
 
     inputs: int
     features: int
+    folded: bool = False
 
     def setup(self):
-        fan_in = nn.initializers.lecun_normal()
-        self.direction = self.param("direction", fan_in, (self.inputs, self.features), jnp.float32)
+        fan_in, shape = nn.initializers.lecun_normal(), (self.inputs, self.features)
+        if self.folded:
+            self.kernel = self.param("kernel", fan_in, shape, jnp.float32)
+            self.bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+            return
+        self.direction = self.param("direction", fan_in, shape, jnp.float32)
         self.scale = self.param(
             "scale", lambda _: jnp.linalg.norm(self.direction, axis=0).astype(jnp.float32)
         )
         self.bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.direction * (self.scale / jnp.linalg.norm(self.direction, axis=0))
+        if self.folded:
+            kernel = self.kernel
+        else:
+            kernel = self.direction * (self.scale / jnp.linalg.norm(self.direction, axis=0))
         return jnp.dot(x.astype(jnp.float32), kernel, precision=EXACT) + self.bias
 
 
@@ -75,10 +100,11 @@ class FactorisedLevel(nn.Module):
     codebook_size: int
     code_dim: int
     chunk: int
+    folded: bool = False  # its projections' weight norm (WeightNormDense)
 
     def setup(self):
-        self.in_proj = WeightNormDense(self.width, self.code_dim)
-        self.out_proj = WeightNormDense(self.code_dim, self.width)
+        self.in_proj = WeightNormDense(self.width, self.code_dim, self.folded)
+        self.out_proj = WeightNormDense(self.code_dim, self.width, self.folded)
         # The encoder ends in a norm, so fresh projections are about N(0, 1) as well.
         self.codebook = self.param(
             "codebook",
@@ -136,20 +162,33 @@ class ResidualQuantizer(nn.Module):
     code_dim: int
     levels: int
     chunk: int
+    folded: bool = False
 
     def setup(self):
         self.level = [
-            FactorisedLevel(self.width, self.codebook_size, self.code_dim, self.chunk)
+            FactorisedLevel(self.width, self.codebook_size, self.code_dim, self.chunk, self.folded)
             for _ in range(self.levels)
         ]
 
-    def __call__(self, latent, mask, bounds=None, train: bool = False, levels: int | None = None):
+    def __call__(
+        self,
+        latent,
+        mask,
+        bounds=None,
+        train: bool = False,
+        levels: int | jax.Array | None = None,
+    ):
         """latent [B, T, D] -> (quantised [B, T, D], codes [B, T] or [B, T, Q], each level's
-        query [B, T, Q, d], loss [B] summed over levels); `levels`: only that many of them."""
+        query [B, T, Q, d], loss [B] summed over levels); `levels`: only that many of them, an int
+        or int32 [B] for each clip."""
+        computed, used = used_levels(self.levels, levels)
         residual, quantised, loss, codes, queries = latent, 0.0, 0.0, [], []
-        for level in self.level[:levels]:
-            part, code, query, level_loss = level(residual, mask, bounds, train)
-            residual, quantised, loss = residual - part, quantised + part, loss + level_loss
+        for index, level in enumerate(self.level[:computed]):
+            on = mask if used is None else mask & (index < used)[:, None]
+            part, code, query, level_loss = level(residual, on, bounds, train)
+            residual = residual - part
+            kept = part if used is None else part * (index < used)[:, None, None]
+            quantised, loss = quantised + kept, loss + level_loss
             codes.append(code)
             queries.append(query)
         codes = codes[0] if self.levels == 1 else jnp.stack(codes, -1)

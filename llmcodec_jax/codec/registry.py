@@ -14,7 +14,7 @@ import numpy as np
 
 from llmcodec_jax.codec.auv import published as auv
 from llmcodec_jax.codec.auv.model import AUV
-from llmcodec_jax.codec.conv import encodec, mimi
+from llmcodec_jax.codec.conv import dac, encodec, mimi
 from llmcodec_jax.errors import UsageError
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -56,6 +56,7 @@ FAMILIES = {
     family.name: family
     for family in (
         _entry("auv", AUV, auv),
+        _entry("dac", dac.DAC, dac),
         _entry("encodec", encodec.EnCodec, encodec),
         _entry("mimi", mimi.Mimi, mimi),
     )

@@ -1,6 +1,7 @@
 """One small module of every family, and the toy: what the conformance suite runs on."""
 
 from llmcodec_jax.codec.auv.model import AUV
+from llmcodec_jax.codec.conv.dac import DAC
 from llmcodec_jax.codec.conv.encodec import EnCodec
 from llmcodec_jax.codec.conv.mimi import Mimi
 from tests.codec.small_codec import SMALL
@@ -12,6 +13,10 @@ ENCODEC = dict(strides=(2, 4), filters=4, width=12, lstm_layers=1, codebook_size
 EXAMPLES = {
     "auv": AUV(**SMALL),
     "auv_levels": AUV(**SMALL, levels=2),
+    "dac": DAC(
+        sample_rate=16_000, strides=(2, 5), filters=4, width=12, decoder_channels=16,
+        codebook_size=24, code_dim=4, levels=2,
+    ),
     "encodec": EnCodec(**ENCODEC, learning="gradient"),
     "encodec_running": EnCodec(**ENCODEC, sample_rate=16_000, pad_mode="zero"),
     "mimi": Mimi(

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from llmcodec_jax.codec import layout
-from llmcodec_jax.codec.conv import encodec, mimi
+from llmcodec_jax.codec.conv import dac, encodec, mimi
 from tests.parity import seeded
 
 DATA = Path(__file__).parent / "data"
-FAMILIES = {"encodec": encodec, "mimi": mimi}
+FAMILIES = {"dac": dac, "encodec": encodec, "mimi": mimi}
 
 
 class Golden:
@@ -45,7 +45,7 @@ class Golden:
         )
 
 
-@pytest.fixture(scope="module", params=["encodec", "mimi"])
+@pytest.fixture(scope="module", params=["dac", "encodec", "mimi"])
 def golden(request):
     return Golden(request.param)
 
@@ -66,12 +66,16 @@ def test_the_same_codes_sound_the_same(golden):
 
 
 def test_gradients_are_the_published_ones(golden):
-    """Of the mean squared error of the reconstruction, by the published parameters' names."""
+    """Of the mean squared error of the reconstruction, by the published parameters' names.
+
+    And of the quantiser's loss, where the published code returns one.
+    """
+    quantiser = float("vq_loss" in golden.arrays)
 
     def loss(params):
         variables = {**golden.variables, "params": params}
-        _, wav = golden.codec.apply(variables, golden.wav, method="reconstruct")
-        return jnp.mean(jnp.square(wav - golden.wav))
+        output, wav = golden.codec.apply(variables, golden.wav, method="reconstruct")
+        return jnp.mean(jnp.square(wav - golden.wav)) + quantiser * output.vq_loss.sum()
 
     gradients = jax.jit(jax.grad(loss))(golden.variables["params"])
     published = golden.family.to_published(golden.codec, {**golden.variables, "params": gradients})

@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from llmcodec_jax.codec.quantizer import EXACT, code_counts
+from llmcodec_jax.codec.quantizer import EXACT, code_counts, used_levels
 
 LEARNING = ("ema", "gradient")
 
@@ -51,20 +51,6 @@ def draw_levels(key: jax.Array, batch: int, levels: int, share: float) -> jax.Ar
     """
     drawn = jax.random.randint(key, (batch,), 1, levels + 1, jnp.int32)
     return jnp.where(jnp.arange(batch) < int(batch * share), drawn, levels)
-
-
-def used_levels(total: int, levels: int | jax.Array | None) -> tuple[int, jax.Array | None]:
-    """`levels` of encode -> (levels to compute, int32 [B] used by each clip or None for all).
-
-    Raises ValueError for a number outside 1..total.
-    """
-    if levels is None:
-        return total, None
-    if isinstance(levels, int):
-        if not 1 <= levels <= total:
-            raise ValueError(f"{levels} levels asked of a codec with 1 to {total}")
-        return levels, None
-    return total, levels
 
 
 class EuclideanLevel(nn.Module):
