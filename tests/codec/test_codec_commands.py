@@ -59,7 +59,7 @@ def test_folder_to_tokens_to_audio(mixed, small_folder, tmp_path, capsys):
     names = sorted(str(p.relative_to(coded)) for p in coded.rglob("*") if p.is_file())
     assert names == ["a.npz", "deep/b.npz", "deep/c.npz", "deep/er/d.npz", "deep/er/e.npz"]
     with np.load(coded / "deep/b.npz") as file:
-        assert sorted(file) == ["codes", "num_samples", "sample_rate"]
+        assert set(file) >= {"codes", "num_samples", "sample_rate", "codec", "hop"}
         assert file["codes"].dtype == np.int32
         assert file["sample_rate"] == 16_000
         assert file["num_samples"] == 16_002
@@ -77,7 +77,7 @@ def test_folder_to_tokens_to_audio(mixed, small_folder, tmp_path, capsys):
     assert (len(wav), rate) == (16_002, 16_000)
     codec = llmcodec_jax.load_codec(small_folder)
     expected = codec.decode(tokens.read(coded / "deep/b.npz").codes)[:16_002]
-    np.testing.assert_allclose(wav, np.clip(expected, -1, 1), atol=1e-4)
+    np.testing.assert_allclose(wav, expected, atol=1e-6)
     assert run(decode, small_folder, coded / "a.npz", tmp_path / "one", "--format", "flac") == 0
     assert [p.name for p in (tmp_path / "one").iterdir()] == ["a.flac"]
 
@@ -247,7 +247,7 @@ def test_long_files_are_streamed(tmp_path, small, monkeypatch):
     decode.decode_corpus(codec, work)
     wav, _ = soundfile.read(tmp_path / "out/long.wav", dtype="float32")
     expected = codec.decode(whole)[:320_123]
-    np.testing.assert_allclose(wav, np.clip(expected, -1, 1), atol=1e-4)
+    np.testing.assert_allclose(wav, expected, atol=1e-6)
 
 
 def test_streamed_resampling_is_whole_resampling(tmp_path, monkeypatch):
