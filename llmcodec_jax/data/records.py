@@ -105,8 +105,8 @@ class Source(Protocol):
 
 def stable_hash(text: str, bits: int = 32) -> int:
     """The same unsigned integer for the same text on every machine and in every run."""
-    digest = hashlib.blake2b(text.encode(), digest_size=bits // 8).digest()
-    return int.from_bytes(digest, "little")
+    data = text.encode("utf-8", "surrogateescape")  # file names need not be text
+    return int.from_bytes(hashlib.blake2b(data, digest_size=bits // 8).digest(), "little")
 
 
 def read_text(path: Path) -> str:

