@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from llmcodec_jax.types import CodecOutput, Search
+
 COMMITMENT = 0.25
 USAGE_DECAY = 0.99
 EXACT = jax.lax.Precision.HIGHEST
@@ -240,3 +242,42 @@ def revive_dead_codes(
     drawn = drawn + 0.01 * spread * jax.random.normal(nudge_key, drawn.shape)
     dead = (usage * size < threshold) & (valid[-1] > 0)
     return jnp.where(dead[:, None], drawn, codebook), jnp.where(dead, 1 / size, usage)
+
+
+class FactorisedCodec(nn.Module):
+    """What a codec has of its `quantizer`, a ResidualQuantizer of its `levels`: search, revival."""
+
+    def search(self, level: int = 0) -> Search:
+        """One level's unit-length codebook, float32 [V, d]: `query @ table.T` is the search."""
+        return Search(self.quantizer.level[level].table(), "cosine")
+
+    def search_inputs(self, latent, codes) -> jax.Array:
+        """What each level searched for, unnormalised, float32 [B, T, Q, d]: revival candidates."""
+        return self.quantizer.project(latent, codes)
+
+    def revive(self, variables: dict, output: CodecOutput, key, threshold: float = 0.02) -> dict:
+        """Revives the dead codes of every level from one batch's encoder output.
+
+        `variables` = {"params", "batch_stats"} of this codec, `output` of the batch just seen.
+        Pure: returns new variables. See `revive_dead_codes`.
+        """
+        candidates = self.apply(variables, output.latent, output.codes, method="search_inputs")
+        quantizer = dict(variables["params"]["quantizer"])
+        usages = dict(variables["batch_stats"]["quantizer"])
+        for q in range(self.levels):
+            name = f"level_{q}"
+            codebook, usage = revive_dead_codes(
+                quantizer[name]["codebook"],
+                usages[name]["usage"],
+                candidates[:, :, q],
+                output.frame_mask,
+                jax.random.fold_in(key, q),
+                threshold,
+            )
+            quantizer[name] = {**quantizer[name], "codebook": codebook}
+            usages[name] = {"usage": usage}
+        return {
+            **variables,
+            "params": {**variables["params"], "quantizer": quantizer},
+            "batch_stats": {**variables["batch_stats"], "quantizer": usages},
+        }

@@ -14,7 +14,7 @@ import numpy as np
 
 from llmcodec_jax.codec.auv import published as auv
 from llmcodec_jax.codec.auv.model import AUV
-from llmcodec_jax.codec.conv import dac, encodec, mimi
+from llmcodec_jax.codec.conv import bigcodec, dac, encodec, mimi, speechtokenizer, wavtokenizer
 from llmcodec_jax.errors import UsageError
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -56,9 +56,12 @@ FAMILIES = {
     family.name: family
     for family in (
         _entry("auv", AUV, auv),
+        _entry("bigcodec", bigcodec.BigCodec, bigcodec),
         _entry("dac", dac.DAC, dac),
         _entry("encodec", encodec.EnCodec, encodec),
         _entry("mimi", mimi.Mimi, mimi),
+        _entry("speechtokenizer", speechtokenizer.SpeechTokenizer, speechtokenizer),
+        _entry("wavtokenizer", wavtokenizer.WavTokenizer, wavtokenizer),
     )
 }  # fmt: skip
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from llmcodec_jax.codec.auv.conformer import Conformer
 from llmcodec_jax.codec.auv.stft import ISTFTHead, STFTHead, margin
-from llmcodec_jax.codec.quantizer import ResidualQuantizer, revive_dead_codes
+from llmcodec_jax.codec.quantizer import FactorisedCodec, ResidualQuantizer
 from llmcodec_jax.ops import dsp
-from llmcodec_jax.types import DOMAINS, CodecOutput, Search
+from llmcodec_jax.types import DOMAINS, CodecOutput
 
 NESTED = {
     "speech": (0.0, 0.4),
@@ -64,7 +64,7 @@ class Decoder(nn.Module):
         return ISTFTHead(self.hop, self.dtype, name="istft_head")(hidden, mask)
 
 
-class AUV(nn.Module):
+class AUV(FactorisedCodec):
     """The published codec at any size; satisfies `types.Codec`.
 
     The defaults are the published 122,628,882 parameters. Parameters: `encoder/...`,
@@ -180,38 +180,3 @@ class AUV(nn.Module):
     def lookup(self, codes) -> jax.Array:
         """codes [B, T] or [B, T, Q] -> quantised [B, T, D]."""
         return self.quantizer.lookup(codes)
-
-    def search(self, level: int = 0) -> Search:
-        """One level's unit-length codebook, float32 [V, d]: `query @ table.T` is the search."""
-        return Search(self.quantizer.level[level].table(), "cosine")
-
-    def search_inputs(self, latent, codes) -> jax.Array:
-        """What each level searched for, unnormalised, float32 [B, T, Q, d]: revival candidates."""
-        return self.quantizer.project(latent, codes)
-
-    def revive(self, variables: dict, output: CodecOutput, key, threshold: float = 0.02) -> dict:
-        """Revives the dead codes of every level from one batch's encoder output.
-
-        `variables` = {"params", "batch_stats"} of this codec, `output` of the batch just seen.
-        Pure: returns new variables. See `quantizer.revive_dead_codes`.
-        """
-        candidates = self.apply(variables, output.latent, output.codes, method="search_inputs")
-        quantizer = dict(variables["params"]["quantizer"])
-        usages = dict(variables["batch_stats"]["quantizer"])
-        for q in range(self.levels):
-            name = f"level_{q}"
-            codebook, usage = revive_dead_codes(
-                quantizer[name]["codebook"],
-                usages[name]["usage"],
-                candidates[:, :, q],
-                output.frame_mask,
-                jax.random.fold_in(key, q),
-                threshold,
-            )
-            quantizer[name] = {**quantizer[name], "codebook": codebook}
-            usages[name] = {"usage": usage}
-        return {
-            **variables,
-            "params": {**variables["params"], "quantizer": quantizer},
-            "batch_stats": {**variables["batch_stats"], "quantizer": usages},
-        }

@@ -11,8 +11,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from llmcodec_jax.codec.conv.residual_vq import Quantised
 from llmcodec_jax.codec.layout import LayoutError
-from llmcodec_jax.types import CodecOutput
+from llmcodec_jax.codec.quantizer import revive_dead_codes
+from llmcodec_jax.types import CodecOutput, Search
 
 
 class ConvCodec(nn.Module):
@@ -69,6 +71,50 @@ class ConvCodec(nn.Module):
     def decode_codes(self, codes, frame_mask=None) -> jax.Array:
         """codes [B, T] or [B, T, q] -> wav float32 [B, T * hop]."""
         return self.decode(self.lookup(codes), frame_mask)
+
+
+class EuclideanCodec(ConvCodec):
+    """A family whose `quantizer` is a ResidualEuclidean of its `levels`, `learning` a field."""
+
+    def quantise(self, latent, mask, domain, levels, train) -> Quantised:
+        """latent [B, T, D] -> Quantised."""
+        return self.quantizer(latent, mask, levels, train)
+
+    def search(self, level: int = 0) -> Search:
+        """One level's codebook, float32 [V, d]."""
+        return Search(self.quantizer.table(level), "euclidean")
+
+    def revive(self, variables: dict, output: CodecOutput, key, threshold: float = 0.02) -> dict:
+        """Moves the dead codes of every level to what it searched for in one batch.
+
+        `variables` = {"params", "batch_stats"} of this codec, `output` of the batch just seen.
+        Pure: returns new variables. See `quantizer.revive_dead_codes`.
+        """
+        params = dict(variables["params"])
+        stats = {
+            **variables["batch_stats"],
+            "quantizer": dict(variables["batch_stats"]["quantizer"]),
+        }
+        books = stats if self.learning == "ema" else params
+        books["quantizer"] = dict(books["quantizer"])
+        for q in range(self.levels):
+            name = f"level_{q}"
+            level, old = stats["quantizer"][name], books["quantizer"][name]["codebook"]
+            counted = jnp.sum(level["cluster_size"])
+            codebook, share = revive_dead_codes(
+                old,
+                level["cluster_size"] / counted,
+                output.query[:, :, q],
+                output.frame_mask,
+                jax.random.fold_in(key, q),
+                threshold,
+            )
+            size = share * counted
+            moved = jnp.any(codebook != old, axis=-1, keepdims=True)
+            total = jnp.where(moved, codebook * size[:, None], level["embed_sum"])
+            stats["quantizer"][name] = {**level, "cluster_size": size, "embed_sum": total}
+            books["quantizer"][name] = {**books["quantizer"][name], "codebook": codebook}
+        return {**variables, "params": params, "batch_stats": stats}
 
 
 def told(

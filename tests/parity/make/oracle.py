@@ -48,6 +48,12 @@ def fill(
     return {published(name): list(value.shape) for name, value in state.items()}
 
 
+def kept(module: torch.nn.Module, keep: tuple[str, ...]) -> dict[str, list]:
+    """The published values of the tensors that `fill` leaves as they are."""
+    state = module.state_dict()
+    return {n: value.tolist() for n, value in state.items() if n.rsplit(".", 1)[-1] in keep}
+
+
 def gradient_norms(module: torch.nn.Module, prefix: str = "") -> dict[str, float]:
     """The norm of every parameter's gradient, by name; parameters without one are left out."""
     return {

@@ -1,0 +1,62 @@
+"""Goldens of SpeechTokenizer: `python speechtokenizer_golden.py [--full SECONDS OUT.npz]`.
+
+Needs torch, einops and the PyPI package `speechtokenizer`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import oracle
+import seeded
+import torch
+
+SMALL = dict(
+    sample_rate=16_000, n_filters=4, strides=[4, 5, 2], dimension=32, semantic_dimension=24,
+    bidirectional=True, dilation_base=2, residual_kernel_size=3, n_residual_layers=1,
+    lstm_layers=2, activation="ELU", codebook_size=64, n_q=3,
+)  # fmt: skip
+FULL = dict(
+    SMALL, n_filters=64, strides=[8, 5, 4, 2], dimension=1024, semantic_dimension=768,
+    codebook_size=1024, n_q=8,
+)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--full", nargs=2, metavar=("SECONDS", "OUT"))
+    arguments = parser.parse_args()
+    oracle.without("torchaudio", "speechtokenizer.trainer")
+    sys.modules["speechtokenizer.trainer"].SpeechTokenizerTrainer = None
+    from speechtokenizer.model import SpeechTokenizer
+
+    config = FULL if arguments.full else SMALL
+    model = SpeechTokenizer(config).eval()
+    shapes = oracle.fill(model)
+    hop = int(np.prod(config["strides"]))
+    seconds = float(arguments.full[0]) if arguments.full else 64 * hop / 16_000
+    wav = torch.from_numpy(
+        seeded.codec_wav(seconds, 16_000)[:, : int(seconds * 16_000) // hop * hop]
+    )
+    # Straight-through and its loss exist in training mode alone; the codebooks stay as they are.
+    model.quantizer.train()
+    for layer in model.quantizer.vq.layers:
+        layer._codebook.eval()
+    latent = model.encoder(wav[:, None])
+    quantised, codes, _, first = model.quantizer.vq(latent, layers=[0])
+    audio = model.decoder(quantised)[:, 0]
+    semantic = model.transform(first[0].transpose(1, 2))
+    (torch.mean(torch.square(audio - wav)) + torch.mean(torch.square(semantic))).backward()
+    meta = dict(config=config, rate=16_000, seconds=seconds, shapes=shapes)
+    meta.update(gradients=oracle.gradient_norms(model))
+    out = Path(arguments.full[1]) if arguments.full else oracle.DATA / "speechtokenizer.npz"
+    oracle.write(
+        out, meta, codes=codes[:, 0].T, latent=latent[0].T, audio=audio, semantic=semantic[0]
+    )
+
+
+if __name__ == "__main__":
+    main()
