@@ -7,7 +7,8 @@ P aligned layers.
 
 from __future__ import annotations
 
-from typing import Protocol
+import dataclasses
+from typing import Any, Protocol
 
 import flax.struct
 import jax
@@ -42,7 +43,7 @@ class CodecOutput:
     def level(self, index: int) -> CodecOutput:
         """The same with one level's codes [B, T] and query [B, T, 1, d]."""
         codes = self.codes if self.codes.ndim == 2 else self.codes[..., index]
-        return self.replace(codes=codes, query=self.query[:, :, index : index + 1])
+        return dataclasses.replace(self, codes=codes, query=self.query[:, :, index : index + 1])
 
 
 @flax.struct.dataclass
@@ -84,6 +85,12 @@ class Codec(Protocol):
     codebook_size: int  # V, of each level
     levels: int  # Q, residual codebooks
     width: int  # D
+
+    def init(self, rngs, *args, **kwargs) -> Any:
+        """Flax's: variables from keys and example arguments of `method`."""
+
+    def apply(self, variables, *args, **kwargs) -> Any:
+        """Flax's: what `method` returns, and changed collections beside it if `mutable`."""
 
     def encode(
         self, wav, wav_length=None, domain=None, train: bool = False, levels: int | None = None

@@ -14,6 +14,7 @@ dtype of `params`; norms, rotary angles and the softmax in float32.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -213,7 +214,8 @@ def hidden_states(config: LMConfig, params: Params, embeds, lengths=None) -> jax
 def logits(config: LMConfig, params: Params, embeds, lengths=None) -> jax.Array:
     """embeds [B, T, H] -> text logits float32 [B, T, Vt]."""
     normed, _ = _run(config, params, embeds, lengths)
-    return Decoder(config).apply({"params": params}, normed, method="head")
+    scores: Any = Decoder(config).apply({"params": params}, normed, method="head")
+    return scores
 
 
 def forward(
@@ -278,7 +280,8 @@ def _run(
     if lora is not None:
         variables["lora"] = lora.weights
         rngs = {} if dropout_key is None else {"dropout": dropout_key}
-    adapter = LoRA() if lora is None else lora.replace(weights=None)
+    adapter = LoRA() if lora is None else dataclasses.replace(lora, weights=None)
     model = Decoder(config, adapter, collect, remat)
-    normed, collected, _ = model.apply(variables, embeds, context, method="body", rngs=rngs)
+    found: Any = model.apply(variables, embeds, context, method="body", rngs=rngs)
+    normed, collected, _ = found
     return normed, collected

@@ -8,6 +8,7 @@ Shapes: B items, S prompt positions, N new tokens, R token rows, H width.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -96,7 +97,8 @@ def advance(
     variables: dict[str, Any] = {"params": params}
     if lora is not None:
         variables["lora"] = lora.weights
-    adapter = LoRA() if lora is None else lora.replace(weights=None)
+    adapter = LoRA() if lora is None else dataclasses.replace(lora, weights=None)
     model = Decoder(config, adapter)
-    hidden, _, cache = model.apply(variables, embeds, context, cache, method="body")
+    found: Any = model.apply(variables, embeds, context, cache, method="body")
+    hidden, _, cache = found
     return hidden, cache

@@ -32,7 +32,7 @@ class Folder:
                 self.files = dict.fromkeys(file.keys(), single)
         else:
             raise FileNotFoundError(f"{self.folder}: neither {single} nor {index.name} here")
-        self._open: dict[str, Any] = {}
+        self._open: dict[Path, Any] = {}
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         """Part `index` of tensor `name`; only its bytes leave the memory map."""

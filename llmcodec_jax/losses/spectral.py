@@ -214,7 +214,7 @@ def _item_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def _mean(values: list[jax.Array]) -> jax.Array:
-    return sum(values) / len(values)
+    return sum(values, jnp.float32(0)) / len(values)
 
 
 def _reduced(per_item: jax.Array, reduce: bool) -> jax.Array:

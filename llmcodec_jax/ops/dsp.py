@@ -76,7 +76,9 @@ def overlap_add(frames: jax.Array, hop: int) -> jax.Array:
     batch, count, size = frames.shape
     steps = size // hop
     parts = frames.reshape(batch, count, steps, hop)
-    total = sum(jnp.pad(parts[:, :, i], ((0, 0), (i, steps - 1 - i), (0, 0))) for i in range(steps))
+    total = jnp.zeros((batch, count + steps - 1, hop), frames.dtype)
+    for i in range(steps):
+        total += jnp.pad(parts[:, :, i], ((0, 0), (i, steps - 1 - i), (0, 0)))
     return total.reshape(batch, -1)
 
 
@@ -89,8 +91,15 @@ def mel_filterbank(sample_rate: int, n_fft: int, bands: int, scale: str = "htk")
     """
     import librosa
 
-    options = {"htk": dict(htk=True, norm=None), "slaney": dict(htk=False, norm="slaney")}[scale]
+    if scale not in ("htk", "slaney"):
+        raise ValueError(f"the mel scale is 'htk' or 'slaney', got {scale!r}")
+    htk = scale == "htk"
     filters = librosa.filters.mel(
-        sr=sample_rate, n_fft=n_fft, n_mels=bands, dtype=np.float32, **options
+        sr=sample_rate,
+        n_fft=n_fft,
+        n_mels=bands,
+        htk=htk,
+        norm=None if htk else "slaney",
+        dtype=np.float32,
     )
     return np.ascontiguousarray(filters.T)
