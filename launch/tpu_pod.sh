@@ -12,7 +12,10 @@
 #   TYPE      accelerator type: v5litepod-16, v5p-8, v6e-16, ...
 #   VERSION   software version (default: what suits the type)
 #   SPOT      1: cheaper, may be taken away at any time (default 0)
-#   RETRIES   starts after preemptions or failures before giving up (default 20)
+#   RETRIES   starts after failures before giving up (default 20); a run that was interrupted and
+#             has saved (status 75) goes on without counting, one that was asked for something
+#             impossible (status 2) ends at once
+#   PAUSE     seconds between two starts (default 60)
 #   DELETE    1: delete the slice when the run has ended (default 0)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -49,8 +52,11 @@ ensure() { # a slice that is READY
 }
 
 install() { # the project (as committed) and its requirements on every host
-  git archive --format=tar.gz --output=/tmp/llmcodec.tar.gz HEAD
-  tpu scp /tmp/llmcodec.tar.gz "$NAME:" --worker=all
+  local packed
+  packed="$(mktemp -d)" || return
+  git archive --format=tar.gz --output="$packed/llmcodec.tar.gz" HEAD &&
+    tpu scp "$packed/llmcodec.tar.gz" "$NAME:" --worker=all || return
+  rm -r "$packed"
   tpu ssh "$NAME" --worker=all --command='
     set -e; mkdir -p llmcodec; tar -xzf llmcodec.tar.gz -C llmcodec; cd llmcodec
     [ -d .venv ] || python3 -m venv .venv
@@ -60,21 +66,41 @@ install() { # the project (as committed) and its requirements on every host
 train() { # the same command on every host; JAX finds the others through the TPU's metadata
   local arguments
   printf -v arguments '%q ' "$@"
+  # A connection that broke leaves its trainer behind: it is asked to save and leave first.
   # Ctrl-C or a preemption notice reaches the trainers as SIGTERM or SIGHUP: they save and leave.
   tpu ssh "$NAME" --worker=all --command="
     cd llmcodec; export LLMCODEC_DISTRIBUTED=1 LLMCODEC_PEER_TIMEOUT=100
     export LIBTPU_INIT_ARGS='${libtpu[*]}'
+    if [ -f trainer.pid ] && kill -TERM \$(cat trainer.pid) 2>/dev/null; then
+      for i in \$(seq 180); do kill -0 \$(cat trainer.pid) 2>/dev/null || break; sleep 1; done
+      kill -KILL \$(cat trainer.pid) 2>/dev/null
+    fi
+    echo \$\$ > trainer.pid
     exec .venv/bin/python -m llmcodec_jax.train $arguments"
 }
 
-status=1
-for ((attempt = 0; attempt <= ${RETRIES:-20}; attempt++)); do
-  if ensure && install && train "$@"; then
+status=1 failures=0
+while :; do
+  if ensure && install; then
     status=0
-    break
+    train "$@" || status=$?
+  else
+    status=1
   fi
-  echo "attempt $((attempt + 1)) ended early (slice: $(state)); resuming in a minute" >&2
-  sleep 60
+  case "$status" in
+    0) break ;;
+    2)
+      echo "the trainer was asked for something impossible (see above)" >&2
+      break
+      ;;
+    75) echo "saved, not finished (slice: $(state)); resuming" >&2 ;;
+    *)
+      failures=$((failures + 1))
+      echo "failure $failures, status $status (slice: $(state))" >&2
+      ((failures <= ${RETRIES:-20})) || break
+      ;;
+  esac
+  sleep "${PAUSE:-60}"
 done
 if [ "${DELETE:-0}" = 1 ]; then
   tpu delete "$NAME" --quiet

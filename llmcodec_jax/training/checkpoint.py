@@ -99,7 +99,7 @@ class Checkpoints:
         self._replaced = []
         leaves = notes.describe_with_checksums(state)
         about = Notes(step, config, lm_digest, position, mel, leaves)
-        with _one_line(f"checkpoint {self.folder / str(step)} could not be written"):
+        with self._writing(step):
             self._writer = self._writer or ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
             self._writer.save(
                 self.folder / str(step),
@@ -118,14 +118,27 @@ class Checkpoints:
         if self._pending is None or self._writer is None:
             return
         step, self._pending = self._pending, None
-        try:
-            with _one_line(f"checkpoint {self.folder / str(step)} could not be written"):
-                self._writer.wait_until_finished()
-        except CheckpointError:
-            del self._mels[step]
-            self._remove_unfinished()
-            raise
+        with self._writing(step):
+            self._writer.wait_until_finished()
         self._let_go()
+
+    @contextlib.contextmanager
+    def _writing(self, step: int) -> Iterator[None]:
+        """Orbax's failures as one CheckpointError, after which nothing of `step` is left."""
+        try:
+            with _without_noise():
+                yield
+        except MemoryError:
+            raise
+        except Exception as error:  # it raises again whatever its threads met, of any type
+            self._writer = self._pending = None
+            self._mels.pop(step, None)
+            self._remove_unfinished()
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise CheckpointError(
+                f"checkpoint {self.folder / str(step)} could not be written: {_ending(reason)}. "
+                "The checkpoints before it are whole: the same command goes on from the newest"
+            ) from error
 
     def close(self) -> None:
         """Waits for the save in flight; see `finish`."""
@@ -330,22 +343,6 @@ def _free(name: Callable[[str], epath.Path]) -> epath.Path:
     while name("" if number == 1 else f"-{number}").exists():
         number += 1
     return name("" if number == 1 else f"-{number}")
-
-
-@contextlib.contextmanager
-def _one_line(what: str) -> Iterator[None]:
-    """Any failure of Orbax's writer as one CheckpointError."""
-    try:
-        with _without_noise():
-            yield
-    except MemoryError:
-        raise
-    except Exception as error:  # it raises again whatever its threads met, of any type
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(
-            f"{what}: {_ending(reason)}. The checkpoints before it are whole: the same command "
-            "goes on from the newest"
-        ) from error
 
 
 def _ending(reason: str, length: int = 200) -> str:

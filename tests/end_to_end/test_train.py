@@ -187,7 +187,7 @@ class InterruptAt:
     def __call__(self, method, step, report):
         if step == self._step:
             os.kill(os.getpid(), signal.SIGTERM)
-        self._check(method, step, report)
+        return self._check(method, step, report)
 
 
 def test_interrupted_and_resumed_equals_undisturbed(
@@ -237,13 +237,27 @@ def command(*arguments):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--config.total_stepz=3", 'Did you mean "total_steps"'),
-        ("--config.codec.widht=3", 'Did you mean "width"'),
+        ("--config.typo=1", "the config has no field typo"),
+        ("--config.total_stepz=3", "no field total_stepz; did you mean total_steps?"),
+        ("--config.codec.widht=3", "no field codec.widht; did you mean codec.width?"),
         ("--config.total_steps=many", "--config.total_steps=many"),
+        ("--config=configs/nowhere.py", "there is no file 'configs/nowhere.py'"),
+        ("--config.total_steps=-5", "total_steps must be at least 1, got -5"),
+        ("--config.init=nothing", "nothing: no such codec"),
     ],
 )
-def test_a_mistyped_field_is_one_clear_line(argument, message):
-    result = command("--config", "configs/quickstart.py", argument)
-    assert result.returncode != 0
+def test_what_cannot_be_is_one_line_at_once_and_status_2(argument, message, tmp_path):
+    """Before a model is loaded or audio is fetched: the folder for both is never made."""
+    place = ("--workdir", str(tmp_path / "run"), "--cache", str(tmp_path / "cache"))
+    result = command("--config", "configs/quickstart.py", *place, argument)
+    assert result.returncode == 2, result.stderr
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+    assert len(result.stderr.splitlines()) <= 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_is_no_failure():
+    result = command("--help")
+    assert result.returncode == 0
+    assert "--workdir" in result.stdout
