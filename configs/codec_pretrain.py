@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     c.init = ""  # from scratch
 
     c.lm.path = ""  # no language model
-    c.lm.config = ConfigDict()
+    c.lm.config = None
 
     c.schedule.codec_start = 0.0
     c.schedule.discriminator_start = 0.05  # the codec makes speech-like sound first
@@ -28,10 +28,8 @@ def get_config() -> ConfigDict:
 
     adam = dict(optimizer="adamw", learning_rate=2e-4, b1=0.8, b2=0.99, weight_decay=1e-2)
     for name in ("encoder", "decoder"):
-        c.optim.groups[name].update(adam, start=0.0, warmup=0.005, final=0.01)
-    c.optim.groups.discriminators.update(
-        learning_rate=2e-4, start=c.schedule.discriminator_start, warmup=0.005, final=0.01
-    )
+        c.optim.groups[name].update(adam, warmup=0.005, final=0.01)
+    c.optim.groups.discriminators.update(learning_rate=2e-4, warmup=0.005, final=0.01)
 
     c.data.sources = (
         ("librispeech:data/LibriSpeech/train-clean-360", 0.6, "speech"),

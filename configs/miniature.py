@@ -52,7 +52,7 @@ def base() -> ConfigDict:
     # Four times the cost on two cores, so not there. On a GPU: 0.6 and 0.61.
     c.schedule.discriminator_start = NEVER
     c.schedule.adversarial_start = NEVER
-    c.optim.groups.discriminators.update(start=0.6, warmup=0.01)
+    c.optim.groups.discriminators.warmup = 0.01
     c.data.batch_size = 8
     c.log.every = 25
     c.log.eval_every = 500
@@ -99,7 +99,7 @@ def tuned(base: ConfigDict) -> ConfigDict:
     for name in ("encoder", "decoder"):
         c.optim.groups[name].update(learning_rate=3e-4, warmup=0.05, final=0.02)
     for name in ("audio_embedding", "ftp_heads", "bridge"):
-        c.optim.groups[name].update(start=0.0, learning_rate=1e-3, warmup=0.05)
+        c.optim.groups[name].update(learning_rate=1e-3, warmup=0.05)
     c.optim.groups.bridge.update(optimizer="adamw", b2=0.99)
     c.data.batch_size = 6
     c.data.clip_seconds = 3.0  # most prompts whole, and so with their text
@@ -147,7 +147,7 @@ def variants() -> ConfigDict:
                 "lm": {"path": ""},
                 "discriminators": {"enabled": True},
                 "schedule": {"discriminator_start": 0.0, "adversarial_start": 0.2},
-                "optim": {"groups": {"discriminators": {"start": 0.0, "warmup": 0.05}}},
+                "optim": {"groups": {"discriminators": {"warmup": 0.05}}},
             },
         }
     )

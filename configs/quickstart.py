@@ -18,7 +18,6 @@ def get_config() -> ConfigDict:
     c.codec.encoder_layers = 2
     c.codec.decoder_layers = 4
     c.codec.codebook_size = 1024
-    c.training.use_domains = False  # one domain: all codes are open
     c.codec.dtype = "float32"  # CPUs have no fast bfloat16
 
     c.discriminators.periods = (2, 5)
@@ -28,14 +27,14 @@ def get_config() -> ConfigDict:
     c.discriminators.dtype = "float32"
 
     c.lm.path = "embedded"  # SmolLM2-135M-Instruct
-    c.lm.config = ConfigDict()  # whatever the file holds
+    c.lm.config = None  # whatever the file holds
     c.lm.begin_token = 0  # <|endoftext|>
     c.lm.bank = 64
     c.lm.dtype = "float32"
     c.lm.remat = False  # there is memory enough
 
     c.bridge.logits = "native"  # agrees with the quantiser by construction
-    c.bridge.jitter = 0  # one encoder pass serves both branches
+    c.bridge.jitter_seconds = 0.0  # one encoder pass serves both branches
 
     c.schedule.codec_start = 0.0
     c.schedule.discriminator_start = 0.65
@@ -58,9 +57,8 @@ def get_config() -> ConfigDict:
     for name in ("encoder", "decoder"):
         c.optim.groups[name].update(muon, warmup=0.02, final=0.02)
     for name in ("audio_embedding", "ftp_heads"):
-        c.optim.groups[name].update(start=c.schedule.lm_start, warmup=0.01, learning_rate=3e-3)
-    c.optim.groups.discriminators.update(start=c.schedule.discriminator_start, warmup=0.02)
-    c.optim.groups.discriminators.learning_rate = 3e-4
+        c.optim.groups[name].update(warmup=0.01, learning_rate=3e-3)
+    c.optim.groups.discriminators.update(warmup=0.02, learning_rate=3e-4)
 
     c.data.sources = ("embedded",)
     c.data.eval_fraction = 0.05

@@ -18,13 +18,16 @@ Shapes: B clips, T frames, D query width, V codes, H language-model width.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
+from llmcodec_jax.codec.search import Logits, search_logits
 from llmcodec_jax.ops.blocks import over_blocks
+from llmcodec_jax.types import CodecOutput, Search
 
 MODES = ("gumbel", "ste", "detach")
 LOGIT_LIMIT = 80.0
@@ -41,25 +44,44 @@ class BridgeOutput:
     agree: jax.Array  # bool [B, T], the best noiseless logit is the label (no gradient)
 
 
-def native_logits(query: jax.Array, table: jax.Array, scale: float):
-    """The quantiser's own search as (query, weight, bias): logits = -|query - code|^2 / scale.
+@dataclasses.dataclass(frozen=True)
+class Native:
+    """The quantiser's own search: logits = -|query - code|^2 / scale (codec/search.py).
 
-    query [B, T, d] and table [V, d] are L2-normalised, so the best logit is the VQ code by
-    construction; there is nothing to learn.
+    The best logit is the VQ code by construction; there is nothing to learn.
     """
-    return query, table * (2.0 / scale), jnp.full(table.shape[0], -2.0 / scale)
+
+    scale: float
+    learned = False
+
+    def init(self, key: jax.Array, width: int, size: int) -> dict[str, jax.Array]:
+        """Its parameters: none."""
+        return {}
+
+    def __call__(self, params: dict, output: CodecOutput, search: Search) -> Logits:
+        """Single-level codec output and its search -> Logits."""
+        return search_logits(search, output.query[:, :, 0], output.codes, self.scale)
 
 
-def projection_logits(latent: jax.Array, params: dict[str, jax.Array]):
-    """The published learned map W z + b as (query, weight, bias); latent [B, T, D]."""
-    return latent, params["weight"], params["bias"]
+@dataclasses.dataclass(frozen=True)
+class Projection:
+    """The published learned map W z + b from the quantised latent."""
+
+    learned = True
+
+    def init(self, key: jax.Array, width: int, size: int) -> dict[str, jax.Array]:
+        """Random start from `width` channels to `size` codes: {"weight" [V, D], "bias" [V]}."""
+        limit = width**-0.5
+        weight = jax.random.uniform(key, (size, width), minval=-limit, maxval=limit)
+        return {"weight": weight, "bias": jnp.zeros(size)}
+
+    def __call__(self, params: dict, output: CodecOutput, search: Search) -> Logits:
+        """Codec output and own parameters -> Logits."""
+        return Logits(output.quantised, params["weight"], params["bias"])
 
 
-def init_projection(key: jax.Array, width: int, size: int) -> dict[str, jax.Array]:
-    """Random projection from `width` channels to `size` codes: {"weight" [V, D], "bias" [V]}."""
-    limit = width**-0.5
-    weight = jax.random.uniform(key, (size, width), minval=-limit, maxval=limit)
-    return {"weight": weight, "bias": jnp.zeros(size)}
+LOGITS = ("native", "projection")
+"""What `bridge.logits` may name: `Native` and `Projection`."""
 
 
 def projection_from_codes(vectors: jax.Array, scale: float = 1.0) -> dict[str, jax.Array]:

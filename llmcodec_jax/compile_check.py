@@ -32,6 +32,7 @@ from llmcodec_jax import command_line
 from llmcodec_jax.compiling.program import check, target
 from llmcodec_jax.compiling.report import describe, scaling_table
 from llmcodec_jax.errors import answer_errors
+from llmcodec_jax.training.config import read_config
 
 logger = logging.getLogger("llmcodec_jax.compile_check")  # also when run as __main__
 
@@ -64,7 +65,8 @@ def main(_) -> int:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
     elif EFFORT.value == "quick":
         jax.config.update("jax_optimization_level", "O0")
-    report = check(command_line.CONFIG.value, target(TOPOLOGY.value), PHASES.value)
+    config = read_config(command_line.CONFIG.value)
+    report = check(config, target(TOPOLOGY.value), PHASES.value)
     if OUTPUT.value:
         Path(OUTPUT.value).write_text(json.dumps(report, indent=1) + "\n")
     print(describe(report))

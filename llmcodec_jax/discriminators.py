@@ -7,9 +7,14 @@ the multi-period logits start at 1e-6 of the signal and a narrow model never lea
 
 from __future__ import annotations
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from llmcodec_jax.losses import adversarial
+from llmcodec_jax.ops.fields import ConfigError, changeable
 
 SLOPE = 0.2  # of the leaky rectifier
 
@@ -17,17 +22,44 @@ Maps = list[list[jax.Array]]
 """One list per sub-discriminator; its arrays run from the first layer to the logits."""
 
 
-class Discriminators(nn.Module):
-    """All sub-discriminators on one batch of waveforms.
+@dataclasses.dataclass(frozen=True)
+class DiscriminatorConfig:
+    """The adversarial game and the size of both families of discriminators."""
 
-    Fields size both families, so a version for two CPU cores is a matter of `channels`.
-    """
-
-    periods: tuple[int, ...] = (2, 3, 5, 7, 11)
-    scales: int = 3
+    enabled: bool = True
+    loss: str = changeable("hinge")  # or "lsgan"
+    r1_every: int = changeable(16)  # steps between gradient penalties, weighted up by as much
+    periods: tuple[int, ...] = (2, 3, 5, 7, 11)  # of the multi-period discriminator
     period_channels: tuple[int, ...] = (64, 128, 256, 512, 1024)
+    scales: int = 3  # of the multi-scale discriminator, each at half the rate of the one before
     scale_channels: tuple[int, ...] = (64, 128, 256, 512, 1024)
-    dtype: jnp.dtype = jnp.bfloat16  # of the convolutions; parameters are float32
+    dtype: str = changeable("bfloat16")  # of the convolutions; parameters are float32
+
+    def __post_init__(self):
+        if self.loss not in adversarial.KINDS:
+            raise ConfigError(f"discriminators.loss is one of {adversarial.KINDS}")
+        if self.r1_every < 1:
+            raise ConfigError("discriminators.r1_every is at least 1; weights.r1=0 switches it off")
+
+    def module(self) -> Discriminators:
+        """The discriminators of these sizes."""
+        return Discriminators(
+            periods=tuple(self.periods),
+            scales=self.scales,
+            period_channels=tuple(self.period_channels),
+            scale_channels=tuple(self.scale_channels),
+            dtype=jnp.dtype(self.dtype),
+        )
+
+
+class Discriminators(nn.Module):
+    """All sub-discriminators on one batch of waveforms."""
+
+    periods: tuple[int, ...]
+    scales: int
+    period_channels: tuple[int, ...]
+    scale_channels: tuple[int, ...]
+    dtype: jnp.dtype  # of the convolutions; parameters are float32
 
     @nn.compact
     def __call__(self, wav: jax.Array, lengths: jax.Array | None = None) -> tuple[Maps, Maps]:

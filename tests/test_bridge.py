@@ -9,6 +9,7 @@ import pytest
 
 from llmcodec_jax import bridge as module
 from llmcodec_jax.bridge import bridge, bridge_from_noise
+from llmcodec_jax.types import CodecOutput, Search
 
 CLIPS, FRAMES, WIDTH, CODES, OUT = 2, 5, 6, 300, 12
 KEY = jax.random.key(7)
@@ -92,6 +93,12 @@ def test_detach_lets_nothing_reach_the_encoder(lm, ce):
     assert learns == (ce > 0)  # the projection itself still learns from its cross-entropy
 
 
+def coded(vectors, codes) -> CodecOutput:
+    """What a codec would say whose latent, query and quantised latent are these vectors."""
+    valid = jnp.ones(codes.shape, bool)
+    return CodecOutput(vectors, codes, vectors, vectors[:, :, None], jnp.zeros(len(codes)), valid)
+
+
 def test_native_logits_agree_with_the_quantiser():
     keys = jax.random.split(jax.random.key(1), 2)
     table = jax.random.normal(keys[0], (CODES, 8))
@@ -99,7 +106,7 @@ def test_native_logits_agree_with_the_quantiser():
     query = jax.random.normal(keys[1], (CLIPS, FRAMES, 8))
     query /= jnp.linalg.norm(query, axis=-1, keepdims=True)
     codes = jnp.argmax(query @ table.T, axis=-1)
-    tensors = module.native_logits(query, table, 0.1)
+    tensors = module.Native(0.1)({}, coded(query, codes), Search(table, "cosine"))
     output = bridge(*tensors, jnp.eye(CODES), KEY, 0.5, mode="ste", labels=codes)
     assert output.agree.all()
     distance = jnp.sum(jnp.square(query[..., None, :] - table), axis=-1)
@@ -108,13 +115,13 @@ def test_native_logits_agree_with_the_quantiser():
 
 
 def test_projection_can_start_in_agreement():
+    project = module.Projection()
     vectors = jax.random.normal(jax.random.key(2), (CODES, WIDTH))
     codes = jnp.arange(10).reshape(2, 5)
-    tensors = module.projection_logits(vectors[codes], module.projection_from_codes(vectors))
+    tensors = project(module.projection_from_codes(vectors), coded(vectors[codes], codes), None)
     output = bridge(*tensors, jnp.eye(CODES), KEY, 0.5, mode="ste", labels=codes)
     assert output.agree.all()
-    random = module.init_projection(KEY, WIDTH, CODES)
-    tensors = module.projection_logits(vectors[codes], random)
+    tensors = project(project.init(KEY, WIDTH, CODES), coded(vectors[codes], codes), None)
     output = bridge(*tensors, jnp.eye(CODES), KEY, 0.5, mode="ste", labels=codes)
     assert output.agree.mean() < 0.5
 

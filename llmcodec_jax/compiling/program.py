@@ -20,6 +20,7 @@ from llmcodec_jax.hardware import chips, costs
 from llmcodec_jax.lm import decoder
 from llmcodec_jax.lm.config import LMConfig
 from llmcodec_jax.training import sharding
+from llmcodec_jax.training.config import RunConfig
 from llmcodec_jax.training.method import Method
 from llmcodec_jax.training.state import init_state
 from llmcodec_jax.training.step import train_step
@@ -82,27 +83,22 @@ def _has_libtpu() -> bool:
     return Path(named).is_file() if named else importlib.util.find_spec("libtpu") is not None
 
 
-def abstract_lm(config) -> tuple[LMConfig | None, dict | None]:
+def abstract_lm(config: RunConfig) -> tuple[LMConfig | None, dict | None]:
     """config.lm -> (architecture, shapes of its weights), (None, None) without an LM."""
     if not config.lm.path:
         return None, None
-    fields = dict(config.lm.config)
-    if not fields:
-        raise UsageError("lm.config is empty: compile_check reads the LM's architecture there")
-    lm = LMConfig(**fields)
+    lm = config.lm.architecture
     key = jax.eval_shape(lambda: jax.random.key(0))
     return lm, jax.eval_shape(
         functools.partial(decoder.init_params, lm, dtype=jnp.dtype(config.lm.dtype)), key
     )
 
 
-def abstract_batch(config, method: Method, clips: int) -> Batch:
+def abstract_batch(config: RunConfig, clips: int) -> Batch:
     """Shapes of one batch of `clips` clips."""
-    samples = round(config.data.clip_seconds * method.codec.sample_rate)
-    samples -= samples % method.codec.hop
     leaf = jax.ShapeDtypeStruct
     return Batch(
-        wav=leaf((clips, samples), jnp.float32),
+        wav=leaf((clips, config.clip_samples), jnp.float32),
         wav_length=leaf((clips,), jnp.int32),
         text_ids=leaf((clips, config.data.max_text), jnp.int32),
         text_length=leaf((clips,), jnp.int32),
@@ -130,13 +126,13 @@ class Program:
     clips: int
 
 
-def prepare(config, devices) -> Program:
+def prepare(config: RunConfig, devices) -> Program:
     """config and devices -> Program, from shapes alone.
 
     A batch that the devices cannot share evenly is rounded up to the next multiple that they
     can, four clips on each at least, with a warning.
     """
-    mesh = sharding.make_mesh(**config.mesh, devices=devices)
+    mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh), devices=devices)
     lm_config, lm = abstract_lm(config)
     method = Method.from_config(config, lm_config)
     clips, shards = config.data.batch_size, sharding.batch_shards(mesh) * config.optim.accumulate
@@ -148,7 +144,7 @@ def prepare(config, devices) -> Program:
     state = placed(state, sharding.shardings(state, mesh, sharding.STATE_RULES))
     if lm is not None:
         lm = placed(lm, sharding.shardings(lm, mesh, sharding.LM_RULES))
-    batch = abstract_batch(config, method, clips)
+    batch = abstract_batch(config, clips)
     batch = placed(batch, jax.tree.map(lambda _: sharding.batch_sharding(mesh), batch))
     return Program(method, mesh, state, lm, batch, clips)
 
@@ -170,13 +166,13 @@ def compile_step(program: Program, phase):
         return jitted.lower(program.state, program.lm_params, program.batch).compile()
 
 
-def one_devices_work(config, program: Program, phase) -> costs.Work:
+def one_devices_work(config: RunConfig, program: Program, phase) -> costs.Work:
     """Work of one device: the step on its own clips, the LM's products over tensor devices."""
     clips = program.clips // sharding.batch_shards(program.mesh)
     bare = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), program.state)
     lm = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), program.lm_params)
     step = functools.partial(train_step, method=program.method, phase=phase)
-    return costs.traced_work(step, bare, lm, abstract_batch(config, program.method, clips))
+    return costs.traced_work(step, bare, lm, abstract_batch(config, clips))
 
 
 def memory_table(program: Program, compiled) -> dict:
@@ -199,7 +195,7 @@ def memory_table(program: Program, compiled) -> dict:
     return kinds | {"total": sum(kinds.values())}
 
 
-def check(config, where: Target, phases: str = "last") -> dict:
+def check(config: RunConfig, where: Target, phases: str = "last") -> dict:
     """Compiles and reports; "fits" says whether every phase does."""
     program = prepare(config, where.devices)
     wanted = program.method.schedule.phases()
@@ -219,7 +215,7 @@ def check(config, where: Target, phases: str = "last") -> dict:
     }
 
 
-def _phase_report(config, program: Program, where: Target, start: int) -> dict:
+def _phase_report(config: RunConfig, program: Program, where: Target, start: int) -> dict:
     phase = program.method.phase(start)
     logger.info("compiling %s for %s", phase, where.name)
     begun = time.perf_counter()

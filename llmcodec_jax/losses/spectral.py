@@ -7,12 +7,15 @@ Results are the mean over clips, or one value per clip [B] with `reduce=False`.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Collection
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from llmcodec_jax.ops import dsp
+from llmcodec_jax.ops.fields import ConfigError
 
 SCALES = (512, 1024, 2048)
 """FFT sizes of the multi-scale losses; each hops by a quarter of its size."""
@@ -22,6 +25,25 @@ MAGNITUDE_FLOOR = 1e-7  # clamp of |X|, as in the published losses
 RMS_FLOOR = 1e-4  # of the signal: silence is amplified by 80 dB at most
 SILENT_RMS = 1e-3  # of |X|: below this (about -85 dBFS) spectral convergence stops being relative
 CLIP = 1.2  # amplitude at which `acoustic_losses` clips both signals
+
+
+ACOUSTIC = ("mel", "multi_scale_mel", "multi_resolution_stft", "complex_stft")
+"""What `acoustic_losses` knows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SpectralConfig:
+    """The published STFT losses and their gentler variants (`multi_resolution_stft_loss`)."""
+
+    phase: str = "unit"  # as published; "magnitude" bounds the phase term's gradient in silence
+    phase_weight: float = 0.5  # of the phase term in complex_stft
+    convergence: str = "item"  # each clip by its own energy; "batch" as published
+
+    def __post_init__(self):
+        if self.phase not in ("unit", "magnitude"):
+            raise ConfigError("spectral.phase is 'unit' or 'magnitude'")
+        if self.convergence not in ("item", "batch"):
+            raise ConfigError("spectral.convergence is 'item' or 'batch'")
 
 
 class Spectrum(NamedTuple):
@@ -48,7 +70,7 @@ def mel_loss(
     estimate: jax.Array,
     lengths: jax.Array | None = None,
     *,
-    sample_rate: int = 16000,
+    sample_rate: int,
     n_fft: int = 1024,
     hop: int = 320,
     bands: int = 100,
@@ -67,7 +89,7 @@ def multi_scale_mel_loss(
     estimate: jax.Array,
     lengths: jax.Array | None = None,
     *,
-    sample_rate: int = 16000,
+    sample_rate: int,
     bands: int = 80,
     reduce: bool = True,
 ) -> jax.Array:
@@ -82,8 +104,8 @@ def multi_resolution_stft_loss(
     lengths: jax.Array | None = None,
     *,
     phase_weight: float = 0.0,
-    phase: str = "unit",
-    convergence: str = "item",
+    phase: str = SpectralConfig.phase,
+    convergence: str = SpectralConfig.convergence,
     reduce: bool = True,
 ) -> jax.Array:
     """Mean over `SCALES` of spectral convergence + L1 of log magnitude + weighted phase distance.
@@ -105,7 +127,7 @@ def complex_stft_loss(
     estimate: jax.Array,
     lengths: jax.Array | None = None,
     *,
-    phase_weight: float = 0.5,
+    phase_weight: float = SpectralConfig.phase_weight,
     **options,
 ) -> jax.Array:
     """`multi_resolution_stft_loss` with its phase term on: the same figure, phase included."""
@@ -119,27 +141,38 @@ def acoustic_losses(
     estimate: jax.Array,
     lengths: jax.Array | None = None,
     *,
-    sample_rate: int = 16000,
-    phase_weight: float = 0.5,
-    phase: str = "unit",
-    convergence: str = "item",
+    sample_rate: int,
+    names: Collection[str] = ACOUSTIC,
+    phase_weight: float = SpectralConfig.phase_weight,
+    phase: str = SpectralConfig.phase,
+    convergence: str = SpectralConfig.convergence,
 ) -> dict[str, jax.Array]:
-    """The trainer's four acoustic losses, each [B], from one analysis per resolution.
+    """Those of the trainer's acoustic losses that `names` lists, each [B].
 
-    Equal to `mel_loss`, `multi_scale_mel_loss`, `multi_resolution_stft_loss` and
-    `complex_stft_loss` of the signals clipped to +-1.2. The reference receives no gradient.
+    From one analysis per resolution, and equal to `mel_loss`, `multi_scale_mel_loss`,
+    `multi_resolution_stft_loss` and `complex_stft_loss` of the signals clipped to +-1.2. The
+    reference receives no gradient.
     """
     reference = jax.lax.stop_gradient(jnp.clip(reference, -CLIP, CLIP))
     estimate = jnp.clip(estimate, -CLIP, CLIP)
+    losses = {}
+    if "mel" in names:
+        losses["mel"] = mel_loss(
+            reference, estimate, lengths, sample_rate=sample_rate, reduce=False
+        )
+    if not set(names) & set(ACOUSTIC[1:]):
+        return losses
     scales = _pairs(reference, estimate, lengths)
-    magnitude = _mean([_magnitude_distance(r, e, convergence) for r, e in scales])
-    phases = _mean([_phase_distance(r, e, phase) for r, e in scales])
-    return {
-        "mel": mel_loss(reference, estimate, lengths, sample_rate=sample_rate, reduce=False),
-        "multi_scale_mel": _mean([_mel_distance(r, e, sample_rate, 80) for r, e in scales]),
-        "multi_resolution_stft": magnitude,
-        "complex_stft": magnitude + phase_weight * phases,
-    }
+    if "multi_scale_mel" in names:
+        losses["multi_scale_mel"] = _mean([_mel_distance(r, e, sample_rate, 80) for r, e in scales])
+    if "multi_resolution_stft" in names or "complex_stft" in names:
+        magnitude = _mean([_magnitude_distance(r, e, convergence) for r, e in scales])
+    if "multi_resolution_stft" in names:
+        losses["multi_resolution_stft"] = magnitude
+    if "complex_stft" in names:
+        phases = _mean([_phase_distance(r, e, phase) for r, e in scales])
+        losses["complex_stft"] = magnitude + phase_weight * phases
+    return losses
 
 
 def _pairs(reference, estimate, lengths) -> list[tuple[Spectrum, Spectrum]]:

@@ -55,11 +55,11 @@ def read_audio(method: Method, lm_params, embeds: jax.Array, frame_mask: jax.Arr
     begin = decoder.embed_text(lm_params, jnp.full((embeds.shape[0], 1), lm.begin_token))
     frames = frame_mask.sum(axis=1)
     return decoder.forward(
-        lm.config,
+        lm.architecture,
         lm_params,
         jnp.concatenate([begin, spread(embeds.astype(begin.dtype))], axis=1),
         frames + 1,
-        pool_layers=lm.config.aligned_layers if method.align else None,
+        pool_layers=lm.architecture.aligned_layers if method.align else None,
         pool_position=frames,
         remat=lm.remat,
     )
@@ -70,11 +70,11 @@ def read_text(method: Method, lm_params, batch: Batch) -> TextStates:
     lm = method.lm
     length = jnp.maximum(batch.text_length, 1)
     output = decoder.forward(
-        lm.config,
+        lm.architecture,
         lm_params,
         decoder.embed_text(lm_params, batch.text_ids),
         length,
-        pool_layers=lm.config.aligned_layers,
+        pool_layers=lm.architecture.aligned_layers,
         pool_position=length - 1,
         remat=False,
     )
@@ -91,46 +91,61 @@ def what_the_lm_reads(output: CodecOutput) -> CodecOutput:
     return output.level(0)
 
 
-def search_logits(method: Method, params, table, output: CodecOutput, gate):
-    """Codec output -> (query, weight, bias) of the bridge's logits; `gate` scales its gradient."""
-    if method.bridge.logits == "native":
-        query, *rest = bridging.native_logits(output.query[:, :, 0], table, method.bridge.scale)
-    else:
-        query, *rest = bridging.projection_logits(output.quantised, params["bridge"])
-    return scale_gradient(query, gate), *rest
+class Branch(NamedTuple):
+    """What the language branch reads at one step."""
+
+    params: dict  # TrainState.params; the codec's as far as gradients may reach it
+    lm_params: dict
+    output: CodecOutput  # of the audio that the branch hears
+    batch: Batch
+    bank: alignment.Bank | None
+    code_share: jax.Array  # float32 [V], how often each code occurs
+    key: jax.Array
+    gate: jax.Array | float  # scales the gradient into the codec
+    temperature: jax.Array | float  # of the bridge
 
 
-def pull_on_targets(method: Method, logits, hidden, heads, share, output: CodecOutput, temperature):
+def code_logits(method: Method, branch: Branch) -> bridging.Logits:
+    """The bridge's logits over the codes; the gate scales the gradient of the query."""
+    search = method.codec.apply({"params": branch.params["codec"]}, method="search")
+    made = method.bridge.logits_of()(branch.params.get("bridge", {}), branch.output, search)
+    return made._replace(query=scale_gradient(made.query, branch.gate))
+
+
+def target_gradient(
+    method: Method, branch: Branch, logits: bridging.Logits, hidden: jax.Array
+) -> jax.Array:
     """How the predicted codes themselves would lower the FTP loss -> [K] sums, each zero in value.
 
     As published, the loss's gradient reaches the codec through the codes that the LM *read*;
     here also through the code v that head k was to *predict*, relaxed as in the bridge (mode
-    "ste", heads and states held fixed). Of two codes that serve the sound equally well the codec
-    is drawn to the one with the larger gain
+    "ste", heads and `hidden` [B, T, H] held fixed). Of two codes that serve the sound equally well
+    the codec is drawn to the one with the larger gain
 
         log q_k(v | codes before) - beta log share_v
 
-    over what is known without context: `share` [V] is how often each code occurs. At beta 1 that
-    is the mutual information of code and context; without the second term the codec would fall
-    for frequent codes and empty the others, and a larger beta holds the codes' entropy up.
+    over what is known without context: `code_share` [V] is how often each code occurs. At beta 1
+    that is the mutual information of code and context; without the second term the codec would
+    fall for frequent codes and empty the others, and a larger beta holds the codes' entropy up.
     """
+    heads = branch.params["ftp_heads"]
     horizons, size, width = heads.shape
-    share = share / jnp.maximum(share.sum(), 1e-9)
+    share = branch.code_share / jnp.maximum(branch.code_share.sum(), 1e-9)
     prior = jnp.log(0.9 * share + 0.1 / size)  # no code is infinitely surprising
     prior = method.bridge.frequency_weight * prior
     rows = jnp.concatenate([heads, jnp.tile(-prior[None, :, None], (horizons, 1, 1))], axis=-1)
     rows = jax.lax.stop_gradient(rows).transpose(1, 0, 2).reshape(size, horizons * (width + 1))
-    crossed = bridging.bridge(
+    bridged = bridging.bridge(
         *logits,
         rows,
         jax.random.key(0),  # not read: there is no noise
-        temperature,
+        branch.temperature,
         mode="ste",
-        labels=output.codes,
+        labels=branch.output.codes,
         chunk=method.bridge.chunk,
     )
     batch, frames, _ = hidden.shape
-    rows = crossed.embeds.reshape(batch, frames, horizons, width + 1)
+    rows = bridged.embeds.reshape(batch, frames, horizons, width + 1)
     states = jax.lax.stop_gradient(hidden).astype(jnp.float32)
     states = jnp.pad(states, ((0, 0), (0, 0), (0, 1)), constant_values=1.0)
     sums = []
@@ -138,78 +153,61 @@ def pull_on_targets(method: Method, logits, hidden, heads, share, output: CodecO
         reader = jnp.pad(states, ((0, 0), (k, 0), (0, 0)))[:, :frames]
         score = jnp.sum(reader * rows[:, :, k], axis=-1)
         score = score - jax.lax.stop_gradient(score)
-        sums.append(-jnp.sum(score * output.frame_mask))
+        sums.append(-jnp.sum(score * branch.output.frame_mask))
     return jnp.stack(sums)
 
 
 def language_losses(
-    method: Method,
-    params: dict,
-    table: jax.Array,
-    lm_params,
-    output: CodecOutput,
-    batch: Batch,
-    bank,
-    code_share,
-    key,
-    gate,
-    temperature,
-    training: bool = True,
+    method: Method, branch: Branch, training: bool = True
 ) -> tuple[Losses, TextStates | None]:
     """All objectives of the LM branch, and the text states for the bank.
 
-    `table` is that of the codec's `search()` [V, d]; `code_share` [V] how often each code occurs;
-    `gate` scales the gradient into the codec;
-    losses are sums and counts: "bridge", "ftp/k", "sa_cosine", "sa_contrastive"; accuracies
-    come along the same way, as "accuracy/...". With `training=False` the bridge samples without
-    noise, labels are clean, and nothing is meant to be differentiated.
+    Losses are sums and counts: "bridge", "ftp/k", "sa_cosine", "sa_contrastive"; accuracies come
+    along the same way, as "accuracy/...". Terms of weight 0 are left out. With `training=False`
+    the bridge samples without noise, labels are clean, and nothing is meant to be differentiated.
     """
-    output = what_the_lm_reads(output)
-    sample_key, noise_key = jax.random.split(key)
-    logits = search_logits(method, params, table, output, gate)
-    crossed = bridging.bridge(
+    branch = branch._replace(output=what_the_lm_reads(branch.output))
+    output, mask = branch.output, branch.output.frame_mask
+    wanted = {term.name for term in method.terms}
+    sample_key, noise_key = jax.random.split(branch.key)
+    logits = code_logits(method, branch)
+    bridged = bridging.bridge(
         *logits,
-        params["audio_embedding"],
+        branch.params["audio_embedding"],
         sample_key,
-        temperature,
+        branch.temperature,
         mode=method.bridge.mode if training else "detach",
         labels=output.codes,
         chunk=method.bridge.chunk,
     )
-    mask = output.frame_mask
-    read = read_audio(method, lm_params, crossed.embeds, mask)
-    noise = method.bridge.label_noise if training else 0.0
-    labels = noisy_labels(output.codes, noise_key, noise, method.codec.codebook_size)
+    read = read_audio(method, branch.lm_params, bridged.embeds, mask)
     losses = {
-        "bridge": (jnp.sum(crossed.nll * mask), mask.sum()),
-        "accuracy/bridge": (jnp.sum(crossed.agree * mask), mask.sum()),
-        "accuracy/bridge_sampled": (jnp.sum((crossed.ids == output.codes) * mask), mask.sum()),
+        "accuracy/bridge": (jnp.sum(bridged.agree * mask), mask.sum()),
+        "accuracy/bridge_sampled": (jnp.sum((bridged.ids == output.codes) * mask), mask.sum()),
     }
-    losses |= ftp.ftp_loss(read.hidden[:, :-1], params["ftp_heads"], labels, mask)
-    if training and method.bridge.target_gradient:
-        share = method.bridge.target_gradient
-        pull = pull_on_targets(
-            method,
-            logits,
-            read.hidden[:, :-1],
-            params["ftp_heads"],
-            code_share,
-            output,
-            temperature,
-        )
-        for k, own in enumerate(share * pull, start=1):
-            total, count = losses[f"ftp/{k}"]
-            losses[f"ftp/{k}"] = (total + own, count)
+    if "bridge" in wanted:
+        losses["bridge"] = (jnp.sum(bridged.nll * mask), mask.sum())
+    if "ftp" in wanted:
+        noise = method.bridge.label_noise if training else 0.0
+        labels = noisy_labels(output.codes, noise_key, noise, method.codec.codebook_size)
+        hidden = read.hidden[:, :-1]
+        losses |= ftp.ftp_loss(hidden, branch.params["ftp_heads"], labels, mask)
+        if training and method.bridge.target_gradient:
+            extra = method.bridge.target_gradient * target_gradient(method, branch, logits, hidden)
+            for k, added in enumerate(extra, start=1):
+                total, count = losses[f"ftp/{k}"]
+                losses[f"ftp/{k}"] = (total + added, count)
     if not method.align:
         return losses, None
-    text = read_text(method, lm_params, batch)
-    losses |= alignment.alignment(
+    text = read_text(method, branch.lm_params, branch.batch)
+    aligned = alignment.alignment(
         read.pooled,
         text.states,
         text.text_hash,
         text.valid,
-        bank,
+        branch.bank,
         logit_scale=method.lm.logit_scale,
         smoothing=method.lm.smoothing,
     )
-    return losses, text
+    kept = (n for n in aligned if n in wanted or n.startswith("accuracy/"))
+    return losses | {name: aligned[name] for name in kept}, text

@@ -18,6 +18,7 @@ from llmcodec_jax.pages import plots
 from llmcodec_jax.training import distributed, heldout, sharding
 from llmcodec_jax.training.checkpoint import Checkpoints
 from llmcodec_jax.training.compile_times import CompileTimes
+from llmcodec_jax.training.config import LogConfig, RunConfig
 from llmcodec_jax.training.interrupt import Interrupted
 from llmcodec_jax.training.journal import Journal
 from llmcodec_jax.training.method import Method
@@ -38,8 +39,8 @@ class Run:
     method: Method
     mesh: jax.sharding.Mesh
     workdir: Path
-    log: object  # configs/base.py `log`
-    config: dict
+    log: LogConfig
+    config: RunConfig
     lm_params: dict | None
     lm_digest: str
     heldout: list
@@ -59,7 +60,7 @@ class Steps:
         """-> (state, report, whether it was compiled just now)."""
         fresh = phase not in self._compiled
         if fresh:
-            with CompileTimes(self._run.config, phase):
+            with CompileTimes(self._run.config.source, phase):
                 self._compiled[phase] = self._compile(phase, state, batch)
             distributed.start_watchdog(distributed.STEP_SECONDS)
         compiled, self.flops = self._compiled[phase]
@@ -144,7 +145,7 @@ def _train(run: Run, state, batches) -> bool:
 
 def save(run: Run, state, step: int, position: dict, mel: float | None) -> None:
     """Starts a checkpoint, and writes the codec alone."""
-    run.checkpoints.save(step, state, position, run.config, run.lm_digest, mel)
+    run.checkpoints.save(step, state, position, run.config.source, run.lm_digest, mel)
     save_codec(run, state)
 
 
@@ -181,8 +182,7 @@ class Clock:
     """Speed since the last row, evaluation and compilation left out where they can be."""
 
     def __init__(self, run: Run, step: int):
-        batch = run.config["data"]["batch_size"]
-        self._audio = batch * run.config["data"]["clip_seconds"]
+        self._audio = run.config.data.batch_size * run.config.data.clip_seconds
         self._peak = chips.peak_flops(run.mesh.devices.flatten())
         self.pause(step)
 

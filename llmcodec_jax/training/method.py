@@ -1,56 +1,96 @@
 """The whole method as one static value: which modules, which weights, when (paper, figure 2).
 
-`Method` is what `step.py` closes over and `state.py` initialises from. It is built from a config
-once; nothing below reads a config object.
+`Method` is what `step.py` closes over and `state.py` initialises from. It is built from a run's
+config once; nothing below reads a config.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
+from llmcodec_jax import bridge as bridging
 from llmcodec_jax import types
-from llmcodec_jax.codec import registry
-from llmcodec_jax.discriminators import Discriminators
+from llmcodec_jax.discriminators import DiscriminatorConfig, Discriminators
 from llmcodec_jax.lm.config import LMConfig
+from llmcodec_jax.losses.spectral import SpectralConfig
+from llmcodec_jax.ops.fields import ConfigError, fixed
 from llmcodec_jax.training.optim import Group
-from llmcodec_jax.training.schedules import LossWeights, Phase, Schedule
+from llmcodec_jax.training.schedules import Phase, Schedule
+from llmcodec_jax.training.terms import LossWeights, Term
+
+if TYPE_CHECKING:
+    from llmcodec_jax.training.config import RunConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class Bridge:
-    """How codec latents become LM inputs (method.md 3)."""
+    """How codec latents become LM inputs (docs/method.md, section 3)."""
 
-    logits: str = "native"  # "native": cosine space of the quantiser; "projection": W z + b
-    mode: str = "gumbel"  # "gumbel", "ste" (no noise) or "detach" (no gradient to the codec)
-    scale: float = 0.01  # native only: logits = -(squared cosine distance) / scale
-    chunk: int = 512  # codes handled at once; bounds the memory, never changes the result
-    jitter: int = 24  # samples by which the LM branch's audio is shifted at random, either way
+    # "native": the quantiser's own space; "projection": the paper's learned W z + b.
+    logits: str = fixed("native")
+    mode: str = "gumbel"  # "ste" (no noise) or "detach" (no LM gradient to the codec)
+    # native: logits = -(squared cosine distance) / scale. Neighbouring codes are about 0.02 apart;
+    # at 0.1 the Gumbel noise would hand the LM a wrong code at nearly every frame.
+    scale: float = 0.01
+    chunk: int = 512  # codes per chunk of the fused sampler: memory, never the result
+    jitter_seconds: float = 0.0015  # the LM branch's audio is shifted by up to this, either way
     label_noise: float = 0.015  # share of FTP labels replaced by random codes
-    target_gradient: float = 0.0  # FTP gradient through the predicted codes; 0 as published
-    frequency_weight: float = 1.0  # beta of that gradient: what a code's own frequency weighs
+    # FTP's gradient through the codes to be predicted, beside that through the codes that were
+    # read: 0 as published; 1 draws the codec to the better predicted of two equally good codes
+    # (`language.target_gradient`).
+    target_gradient: float = 0.0
+    frequency_weight: float = 1.0  # of that: what a code's own frequency weighs against it
 
     def __post_init__(self):
-        if self.logits not in ("native", "projection"):
-            raise ValueError("bridge.logits is 'native' or 'projection'")
-        if self.mode not in ("gumbel", "ste", "detach"):
-            raise ValueError("bridge.mode is 'gumbel', 'ste' or 'detach'")
+        if self.logits not in bridging.LOGITS:
+            raise ConfigError(f"bridge.logits is one of {bridging.LOGITS}")
+        if self.mode not in bridging.MODES:
+            raise ConfigError(f"bridge.mode is one of {bridging.MODES}")
         if self.mode == "detach" and self.target_gradient:
-            raise ValueError("bridge.mode 'detach' passes no gradient: target_gradient must be 0")
+            raise ConfigError("bridge.mode 'detach' passes no gradient: target_gradient must be 0")
+        if not 0 <= self.jitter_seconds < 1:
+            raise ConfigError("bridge.jitter_seconds is a few milliseconds, in seconds")
+
+    def logits_of(self) -> bridging.Native | bridging.Projection:
+        """How the codec's output becomes logits over its codes."""
+        native = self.logits == "native"
+        return bridging.Native(self.scale) if native else bridging.Projection()
 
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModel:
-    """The frozen LM's role in training (method.md 2, 4, 5)."""
+    """The frozen LM's role in training (docs/method.md, sections 2, 4 and 5)."""
 
-    config: LMConfig  # architecture
+    path: str = ""  # Hugging Face folder, .gguf file or "embedded"; "" trains without an LM
     begin_token: int = 0  # text token whose frozen embedding opens every audio sequence
-    horizons: int = 5  # K, future-token heads
+    horizons: int = fixed(5)  # K, future-token heads
     embedding_start: str = "text_distribution"  # start of the audio rows (lm/vocab.py)
-    bank: int = 512  # contrastive negatives per aligned layer
+    bank: int = fixed(512)  # contrastive negatives per aligned layer
     logit_scale: float = 5.0  # of the contrastive loss
     smoothing: float = 0.1  # label smoothing of the contrastive loss
     dtype: str = "bfloat16"  # of the frozen weights and their matmuls
     remat: bool = True  # in the backward pass recompute even products with weights
+    # The architecture, so that a run can be compiled without weights (compile_check). Training
+    # takes what `path` holds and warns of a difference.
+    config: LMConfig | None = fixed(None)
+
+    @property
+    def architecture(self) -> LMConfig:
+        """`config`, where there is one. Raises ConfigError."""
+        if self.config is None:
+            raise ConfigError("config.lm.config is empty: the LM's architecture is not known")
+        return self.config
+
+
+@dataclasses.dataclass(frozen=True)
+class CodecTraining:
+    """How the codec itself is trained."""
+
+    train_norm: bool = False  # BatchNorm learns its statistics, or keeps the pretrained ones
+    use_domains: bool = False  # limit the code search to each clip's domain partition
+    revive_every: int = 0  # steps between revivals of dead codes; 0 for pretrained codecs
+    revive_below: float = 0.02  # a code is dead below this share of its fair share 1 / V
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,71 +98,78 @@ class Method:
     """Everything about a run that is fixed when the step is compiled."""
 
     codec: types.Codec
-    discriminators: Discriminators | None
+    game: DiscriminatorConfig
     lm: LanguageModel | None
     bridge: Bridge
     schedule: Schedule
     weights: LossWeights
+    spectral: SpectralConfig
+    training: CodecTraining
     groups: tuple[Group, ...]  # of codec, bridge, audio embedding and heads
     discriminator_group: Group
-    adversarial_kind: str = "hinge"  # or "lsgan"
-    r1_every: int = 16  # steps between gradient penalties, weighted up by as much
     accumulate: int = 1  # micro-batches per update
-    train_norm: bool = False  # BatchNorm learns (from scratch) or keeps its statistics
-    use_domains: bool = False  # limit the code search to each clip's domain partition
-    revive_every: int = 0  # steps between revivals of dead codes; 0 never (fine-tuning)
-    revive_below: float = 0.02  # a code is dead below this share of its fair share 1 / V
     from_scratch: bool = False  # the codebook's first place is on the first batch
     max_bad_steps: int = 20  # non-finite steps in a row before training stops
 
     def __post_init__(self):
         name = type(self.codec).__name__
-        if self.revive_every and not hasattr(self.codec, "revive"):
-            raise ValueError(f"training.revive_every: {name} cannot revive codes; set it to 0")
-        if self.use_domains and not hasattr(self.codec, "domain_bounds"):
-            raise ValueError(f"training.use_domains: {name} has no domain partitions; set it False")
+        if self.training.revive_every and not hasattr(self.codec, "revive"):
+            raise ConfigError(f"training.revive_every: {name} cannot revive codes; set it to 0")
+        if self.training.use_domains and not hasattr(self.codec, "domain_bounds"):
+            raise ConfigError(f"training.use_domains: {name} has no domain partitions")
+
+    @property
+    def discriminators(self) -> Discriminators | None:
+        """The second player, where there is one."""
+        return self.game.module() if self.game.enabled else None
 
     @property
     def align(self) -> bool:
         """Whether semantic alignment is part of the run at all."""
-        return self.lm is not None and (
-            self.weights.sa_cosine > 0 or self.weights.sa_contrastive > 0
-        )
+        return self.lm is not None and any(t.part == "alignment" for t in self.weights.terms())
+
+    @property
+    def horizons(self) -> int:
+        """K, 0 without a language model."""
+        return self.lm.horizons if self.lm else 0
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The losses that this run computes in its last phase."""
+        present = {"codec": True, "discriminator": self.game.enabled, "lm": self.lm is not None}
+        present["alignment"] = present["lm"]
+        return tuple(t for t in self.weights.terms() if present[t.part])
+
+    @property
+    def jitter(self) -> int:
+        """Samples by which the LM branch's audio is shifted at most."""
+        return round(self.bridge.jitter_seconds * self.codec.sample_rate)
 
     def phase(self, step: int) -> Phase:
         """The static phase of a step, without the parts this run does not have."""
         codec, discriminator, lm = self.schedule.phase(step)
-        return Phase(
-            codec, discriminator and self.discriminators is not None, lm and self.lm is not None
-        )
+        return Phase(codec, discriminator and self.game.enabled, lm and self.lm is not None)
 
     @classmethod
-    def from_config(cls, config, lm_config: LMConfig | None) -> Method:
-        """Builds the method from a config (configs/base.py) and the LM's architecture, if any.
-
-        Raises TypeError on a field that no part knows, ValueError on one that cannot be.
-        """
-        codec, judges, lm = (dict(config[name]) for name in ("codec", "discriminators", "lm"))
-        codec_class = registry.family(codec.pop("name")).module
-        enabled, kind = judges.pop("enabled"), judges.pop("loss")
-        r1_every = judges.pop("r1_every")
-        del lm["path"], lm["config"]
-        absent = set() if lm_config else {"bridge", "audio_embedding", "ftp_heads"}
-        absent |= {"bridge"} if config.bridge.logits == "native" else set()
-        groups = {name: Group(name=name, **g) for name, g in config.optim.groups.items()}
+    def from_config(cls, config: RunConfig, lm_config: LMConfig | None) -> Method:
+        """The method of a run, under the architecture of the LM that was found, if any."""
+        lm = dataclasses.replace(config.lm, config=lm_config) if lm_config else None
+        groups = dict(config.optim.groups)
+        absent = set() if lm else {"bridge", "audio_embedding", "ftp_heads"}
+        if not config.bridge.logits_of().learned:
+            absent.add("bridge")
         return cls(
-            codec=codec_class(**codec),
-            discriminators=Discriminators(**judges) if enabled else None,
-            lm=LanguageModel(config=lm_config, **lm) if lm_config else None,
-            bridge=Bridge(**config.bridge),
-            schedule=Schedule(total_steps=config.total_steps, **config.schedule),
-            weights=LossWeights(**config.weights),
+            codec=config.codec,
+            game=config.discriminators,
+            lm=lm,
+            bridge=config.bridge,
+            schedule=config.schedule,
+            weights=config.weights,
+            spectral=config.spectral,
+            training=config.training,
             discriminator_group=groups.pop("discriminators"),
             groups=tuple(group for name, group in groups.items() if name not in absent),
-            adversarial_kind=kind,
-            r1_every=r1_every,
             accumulate=config.optim.accumulate,
             max_bad_steps=config.optim.max_bad_steps,
             from_scratch=not config.init,
-            **config.training,
         )

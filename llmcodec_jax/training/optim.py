@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
+from llmcodec_jax.ops.fields import ConfigError, fixed
 from llmcodec_jax.training.schedules import Schedule
 
 
@@ -19,24 +20,26 @@ class Group:
     """How the parameters whose path matches `pattern` are trained."""
 
     name: str
-    pattern: str  # regular expression, matched against the whole "a/b/c" path
-    optimizer: str = "adamw"  # "adamw", "sgd", or "muon": orthogonal steps for layers' matrices
+    # Regular expression, matched against the whole "a/b/c" path.
+    pattern: str = fixed()
+    optimizer: str = fixed("adamw")  # "sgd", or "muon": orthogonal steps for layers' matrices
     learning_rate: float = 1e-4  # peak, after warm-up
     b1: float = 0.9  # Adam's first decay, or SGD's momentum
     b2: float = 0.99  # Adam's second decay
     weight_decay: float = 0.0  # decoupled for adamw, added to the gradient for sgd
     clip: float = 15.0  # largest gradient norm of the whole group
-    start: float = 0.0  # fraction of the run before which the group does not move
+    start: str = ""  # name of the schedule's start before which it rests: "codec_start"
     warmup: float = 0.0  # fraction of the run
     final: float = 0.0  # learning rate at the end, as a fraction of the peak
 
     def __post_init__(self):
         if self.optimizer not in ("adamw", "sgd", "muon"):
-            raise ValueError(f"optimiser of group {self.name!r} is 'adamw', 'muon' or 'sgd'")
+            raise ConfigError(f"optimiser of group {self.name!r} is 'adamw', 'muon' or 'sgd'")
 
     def rate(self, step, schedule: Schedule):
         """Learning rate at a step."""
-        return schedule.learning_rate(step, self.learning_rate, self.start, self.warmup, self.final)
+        start = schedule.start_of(self.start)
+        return schedule.learning_rate(step, self.learning_rate, start, self.warmup, self.final)
 
 
 def path_name(path) -> str:
@@ -45,7 +48,7 @@ def path_name(path) -> str:
 
 
 def assign(params, groups: tuple[Group, ...]):
-    """Tree of group names. Raises ValueError naming every parameter claimed by none or by two."""
+    """Tree of group names. Raises ConfigError naming every parameter claimed by none or by two."""
     patterns = {g.name: re.compile(g.pattern) for g in groups}
     problems, used = [], collections.Counter()
 
@@ -61,7 +64,7 @@ def assign(params, groups: tuple[Group, ...]):
     problems += [f"  group {g!r} claims no parameter" for g in patterns if not used[g]]
     if problems:
         shown = problems[:20] + [f"  ... and {len(problems) - 20} more"] * (len(problems) > 20)
-        raise ValueError("optimiser groups must cover every parameter once:\n" + "\n".join(shown))
+        raise ConfigError("optimiser groups must cover every parameter once:\n" + "\n".join(shown))
     return labels
 
 
@@ -75,7 +78,7 @@ def norms(tree, labels) -> dict[str, jax.Array]:
 
 def _from_start(inner, group: Group, schedule: Schedule) -> optax.GradientTransformationExtraArgs:
     """Applies the group's learning rate at `step`; before the group's start nothing moves."""
-    begin = schedule.step_of(group.start)
+    begin = schedule.step_of(schedule.start_of(group.start))
 
     def update(updates, state, params=None, *, step, **_):
         moved, new_state = inner.update(updates, state, params)

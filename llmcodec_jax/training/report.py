@@ -11,6 +11,7 @@ import soundfile
 from matplotlib.figure import Figure
 
 from llmcodec_jax.pages import html, plots
+from llmcodec_jax.training import terms
 from llmcodec_jax.training.journal import read_rows
 from llmcodec_jax.training.method import Method
 
@@ -21,18 +22,9 @@ PANELS = {
     "held-out STOI": ["eval/stoi"],
     "held-out code use": ["eval/code_usage"],
     "held-out code entropy (nats)": ["eval/code_entropy"],
-    "acoustic losses": [
-        "loss/mel",
-        "loss/multi_scale_mel",
-        "loss/multi_resolution_stft",
-        "loss/complex_stft",
-    ],
-    "quantiser loss": ["loss/vq"],
-    "adversarial losses": ["loss/adversarial", "loss/discriminator", "loss/feature_matching"],
-    "future tokens (nats)": [f"loss/ftp/{k}" for k in range(1, 11)],
+    **terms.panels(),
     "future-token accuracy": [f"accuracy/ftp_{k}" for k in range(1, 11)],
     "bridge": ["accuracy/bridge", "accuracy/bridge_sampled", "schedule/temperature"],
-    "semantic alignment": ["loss/sa_cosine", "loss/sa_contrastive"],
     "retrieval of the transcript": ["accuracy/retrieval"],
     "gradient norms": [
         "grad_norm/encoder",
@@ -136,9 +128,8 @@ def timetable(method: Method) -> Figure:
     gate = [float(schedule.codec_gate(step)) for step in steps]
     lines = {name: [float(w[name]) for w in weights] for name in weights[0]}
     if method.lm:
-        lines["ftp (reaching the codec)"] = [
-            w * g for w, g in zip(lines.pop("ftp"), gate, strict=True)
-        ]
+        reaching = zip(lines.pop("ftp", [0.0] * len(steps)), gate, strict=True)
+        lines["ftp (reaching the codec)"] = [w * g for w, g in reaching]
         temperature = [float(schedule.temperature(step)) for step in steps]
         axes[1].plot(steps, temperature, "k:", label="bridge temperature")
     for name, values in lines.items():

@@ -3,35 +3,39 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
+from ml_collections import ConfigDict
 
 from llmcodec_jax import files
 from llmcodec_jax.codec import store
 from llmcodec_jax.data.embedded import lm_path
-from llmcodec_jax.data.pipeline import eval_batches, make_loader
+from llmcodec_jax.data.pipeline import Loader, eval_batches, make_loader
 from llmcodec_jax.data.prefetch import prefetch
 from llmcodec_jax.errors import UsageError, UserError
 from llmcodec_jax.lm.load import load_lm
 from llmcodec_jax.lm.weights import digest
 from llmcodec_jax.training import distributed, journal, loop, report, sharding
 from llmcodec_jax.training.checkpoint import Checkpoints
+from llmcodec_jax.training.config import RunConfig, read_config
 from llmcodec_jax.training.interrupt import Interrupted
 from llmcodec_jax.training.lock import FolderLock
 from llmcodec_jax.training.method import Method
 from llmcodec_jax.training.state import init_state
+from llmcodec_jax.types import Batch
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
 
-def load_language_model(config, mesh):
+def load_language_model(config: RunConfig, mesh):
     """config.lm -> (LMConfig, sharded params, tokenizer), Nones without an LM."""
     if not config.lm.path:
         return None, None, None
@@ -39,53 +43,53 @@ def load_language_model(config, mesh):
     lm_config, params, tokenizer = load_lm(
         path, config.lm.dtype, lambda shapes: sharding.shardings(shapes, mesh, sharding.LM_RULES)
     )
-    for name, value in config.lm.config.items():
+    for name, value in config.source["lm"]["config"].items() if config.lm.config else ():
         if getattr(lm_config, name) != value:
             held = getattr(lm_config, name)
             logger.warning("lm.config.%s is %r but %s holds %r, used", name, value, path, held)
     return lm_config, params, tokenizer
 
 
-def open_data(config, method: Method, tokenizer):
-    """-> (endless loader of this process's rows, fixed held-out batches, prefetch depth)."""
-    data = config.data.to_dict()
-    clip = round(data.pop("clip_seconds") * method.codec.sample_rate)
-    prefetched, workers, threads, buffer = (
-        data.pop(name) for name in ("prefetch", "workers", "threads", "buffer")
-    )
-    heldout = {"count": config.log.eval_clips, "batch_size": data.pop("eval_batch_size")}
-    common = dict(
-        sample_rate=method.codec.sample_rate,
-        clip_samples=clip - clip % method.codec.hop,
-        hop=method.codec.hop,
-        text_tokenizer=tokenizer,
+def open_data(config: RunConfig, tokenizer) -> tuple[Loader, list[Batch]]:
+    """-> (endless loader of this process's rows, fixed held-out batches)."""
+    data, codec = config.data, config.codec
+    common: dict[str, Any] = dict(
         seed=config.seed,
+        eval_fraction=data.eval_fraction,
+        eval_max=data.eval_max,
+        split_by=data.split_by,
+        alignments=data.alignments,
+        sample_rate=codec.sample_rate,
+        clip_samples=config.clip_samples,
+        hop=codec.hop,
+        text_tokenizer=tokenizer,
+        max_text=data.max_text,
+        text_policy=data.text_policy,
+        min_seconds=data.min_seconds,
+        silence_peak=data.silence_peak,
+    )
+    loader = make_loader(
+        data.sources,
+        batch_size=data.batch_size,
+        workers=data.workers,
+        threads=data.threads,
+        buffer=data.buffer,
+        split="all" if data.eval_sources else "train",
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-    )
-    sources, eval_sources = data.pop("sources"), data.pop("eval_sources")
-    batch_size = data.pop("batch_size")
-    loader = make_loader(
-        sources,
-        batch_size=batch_size,
-        workers=workers,
-        threads=threads,
-        buffer=buffer,
-        split="all" if eval_sources else "train",
         **common,
-        **data,
     )
-    batches = eval_batches(
-        eval_sources or sources,
-        split="all" if eval_sources else "eval",
-        **heldout,
-        **common | {"process_index": 0, "process_count": 1},  # every process holds them whole
-        **data,
+    batches = eval_batches(  # every process holds them whole
+        data.eval_sources or data.sources,
+        count=config.log.eval_clips,
+        batch_size=data.eval_batch_size,
+        split="all" if data.eval_sources else "eval",
+        **common,
     )
-    return loader, batches, prefetched
+    return loader, batches
 
 
-def start_state(config, method: Method, lm_params, mesh):
+def start_state(config: RunConfig, method: Method, lm_params, mesh):
     """Shapes -> shardings -> (jitted initialiser on the devices, placed shapes to restore into)."""
     abstract = jax.eval_shape(lambda lm: init_state(method, lm, config.seed), lm_params)
     placed = sharding.shardings(abstract, mesh, sharding.STATE_RULES)
@@ -105,23 +109,24 @@ def import_codec(path: str, method: Method, state):
     return state.replace(params=params, batch_stats=stats)
 
 
-def check_inputs(config) -> None:
+def check_inputs(config: RunConfig) -> None:
     """What can be told before anything is loaded. Raises UsageError, FileNotFoundError."""
     if config.total_steps < 1:
         raise UsageError(f"total_steps must be at least 1, got {config.total_steps}")
     for name in ("every", "eval_every", "checkpoint_every", "keep", "eval_clips"):
-        if config.log[name] < 1:
-            raise UsageError(f"log.{name} must be at least 1, got {config.log[name]}")
+        if getattr(config.log, name) < 1:
+            raise UsageError(f"log.{name} must be at least 1, got {getattr(config.log, name)}")
     if config.init:
         store.locate(config.init)
 
 
-def run(config, workdir: Path, *, restart: bool = False) -> bool:
+def run(file: ConfigDict, workdir: Path, *, restart: bool = False) -> bool:
     """One whole training run, from wherever `workdir` stands -> whether it reached its end.
 
     `restart` begins at step 0 and keeps what is there aside. Raises UserErrors alone for what a
     person can mend; where several processes run, all of them end when one does.
     """
+    config = read_config(file)
     check_inputs(config)
     distributed.start_watchdog(distributed.PAUSE_SECONDS)
     folders = dict.fromkeys([str(workdir), config.log.checkpoint_dir or str(workdir)])
@@ -138,16 +143,16 @@ def together(action: Callable[[], T]) -> T:
     return distributed.together(action, UsageError, UserError, OSError)
 
 
-def _run(config, workdir: Path, interrupted: Interrupted, restart: bool) -> bool:
-    mesh = sharding.make_mesh(**config.mesh)
+def _run(config: RunConfig, workdir: Path, interrupted: Interrupted, restart: bool) -> bool:
+    mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
     lm_config, lm_params, tokenizer = together(lambda: load_language_model(config, mesh))
     lm_digest = digest(lm_params) if lm_params is not None else ""
     method = Method.from_config(config, lm_config)
-    loader, heldout, depth = together(lambda: open_data(config, method, tokenizer))
+    loader, heldout = together(lambda: open_data(config, tokenizer))
 
     build, abstract = start_state(config, method, lm_params, mesh)
     checkpoints = Checkpoints(config.log.checkpoint_dir or workdir, config.log.keep)
-    restored = checkpoints.restore(abstract, config.to_dict(), lm_digest, restart=restart)
+    restored = checkpoints.restore(abstract, config.source, lm_digest, restart=restart)
     if restored:
         state, position = restored
         # A run of bad steps is counted anew: nobody goes on from inside one.
@@ -160,7 +165,7 @@ def _run(config, workdir: Path, interrupted: Interrupted, restart: bool) -> bool
     together(lambda: describe_run(workdir, config, method))
     with (
         loader,
-        prefetch(loader, lambda b: sharding.put_batch(b, mesh), depth) as batches,
+        prefetch(loader, lambda b: sharding.put_batch(b, mesh), config.data.prefetch) as batches,
         journal.Journal(
             workdir,
             config.total_steps,
@@ -175,7 +180,7 @@ def _run(config, workdir: Path, interrupted: Interrupted, restart: bool) -> bool
                 mesh=mesh,
                 workdir=workdir,
                 log=config.log,
-                config=config.to_dict(),
+                config=config,
                 lm_params=lm_params,
                 lm_digest=lm_digest,
                 heldout=heldout,
@@ -192,9 +197,9 @@ def _run(config, workdir: Path, interrupted: Interrupted, restart: bool) -> bool
     return finished
 
 
-def describe_run(workdir: Path, config, method: Method) -> None:
+def describe_run(workdir: Path, config: RunConfig, method: Method) -> None:
     """Writes config.json, which says where the checkpoints are, and the timetable's picture."""
     if jax.process_index() == 0:
         with files.replacing(workdir / "config.json") as partial:
-            partial.write_text(json.dumps(config.to_dict(), indent=1) + "\n")
+            partial.write_text(json.dumps(config.source, indent=1) + "\n")
         report.timetable(method).savefig(workdir / "schedule.png", dpi=110, bbox_inches="tight")

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from llmcodec_jax.ops.fields import ConfigError
+
 NEVER = 2.0
 """A start no run reaches: `start=NEVER` switches a part off."""
 
@@ -43,13 +45,13 @@ class Schedule:
 
     def __post_init__(self):
         if self.total_steps < 1:
-            raise ValueError(f"schedule.total_steps must be at least 1, got {self.total_steps}")
+            raise ConfigError(f"schedule.total_steps must be at least 1, got {self.total_steps}")
         if self.temperature_shape not in ("cosine", "linear"):
-            raise ValueError("schedule.temperature_shape is 'cosine' or 'linear'")
+            raise ConfigError("schedule.temperature_shape is 'cosine' or 'linear'")
         if self.temperature_end <= 0 or self.temperature_start <= 0:
-            raise ValueError("schedule.temperature_start and temperature_end must be positive")
+            raise ConfigError("schedule.temperature_start and temperature_end must be positive")
         if len(self.phases()) > 3:
-            raise ValueError(
+            raise ConfigError(
                 "the schedule has more than three phases, each a compilation: "
                 f"{self.phases()}; let two of codec_start, discriminator_start and lm_start agree"
             )
@@ -102,6 +104,21 @@ class Schedule:
         """
         return self.ramp(step, self.ftp_start, self.ftp_ramp)
 
+    def adversarial(self, step):
+        """1 from the step at which the adversarial losses reach the codec, else 0."""
+        return step >= self.step_of(self.adversarial_start)
+
+    def alignment(self, step):
+        """Share of their weight that the alignment losses have."""
+        return self.ramp(step, self.sa_start, self.sa_ramp)
+
+    def start_of(self, name: str) -> float:
+        """A start by its name ("codec_start"); "" is the run's own. Raises ConfigError."""
+        starts = [f.name for f in dataclasses.fields(self) if f.name.endswith("_start")]
+        if name and name not in starts:
+            raise ConfigError(f"schedule has no {name!r}, only {', '.join(starts)}")
+        return getattr(self, name) if name else 0.0
+
     def learning_rate(self, step, peak: float, start: float, warmup: float, final: float):
         """Linear warm-up from a group's own start, then cosine to `final * peak` at the end."""
         begin = self.step_of(start)
@@ -111,45 +128,3 @@ class Schedule:
         progress = jnp.clip((step - begin_decay) / span, 0.0, 1.0)
         decay = final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
         return peak * rise * decay
-
-
-@dataclasses.dataclass(frozen=True)
-class LossWeights:
-    """Weights of the objectives (method.md 3-7). A weight of 0 removes the term."""
-
-    mel: float = 1.5  # falls by a cosine to mel_final over the run
-    mel_final: float = 0.75
-    multi_scale_mel: float = 0.5
-    multi_resolution_stft: float = 0.5
-    complex_stft: float = 0.8
-    vq: float = 1.0
-    adversarial: float = 1.0
-    feature_matching: float = 1.5  # falls linearly to feature_matching_final over the run
-    feature_matching_final: float = 1.0
-    r1: float = 2.0  # gamma of the lazily applied gradient penalty
-    bridge: float = 1.0
-    ftp: float = 0.2
-    sa_cosine: float = 0.1
-    sa_contrastive: float = 0.05
-
-    def at(self, step, schedule: Schedule) -> dict:
-        """name -> weight at a step (a traced or host scalar)."""
-        adversarial = step >= schedule.step_of(schedule.adversarial_start)
-        aligned = schedule.ramp(step, schedule.sa_start, schedule.sa_ramp)
-        progress = jnp.clip(step / schedule.total_steps, 0.0, 1.0)
-        matching = self.feature_matching + progress * (
-            self.feature_matching_final - self.feature_matching
-        )
-        return {
-            "mel": schedule.cosine(step, self.mel, self.mel_final, 0.0, 1.0),
-            "multi_scale_mel": self.multi_scale_mel,
-            "multi_resolution_stft": self.multi_resolution_stft,
-            "complex_stft": self.complex_stft,
-            "vq": self.vq,
-            "adversarial": self.adversarial * adversarial,
-            "feature_matching": matching * adversarial,
-            "bridge": self.bridge,
-            "ftp": self.ftp,
-            "sa_cosine": self.sa_cosine * aligned,
-            "sa_contrastive": self.sa_contrastive * aligned,
-        }

@@ -6,7 +6,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from llmcodec_jax import bridge as bridging
 from llmcodec_jax.lm import heads, vocab
 from llmcodec_jax.losses.alignment import Bank, init_bank
 from llmcodec_jax.training.method import Method
@@ -55,10 +54,8 @@ def init_params(method: Method, lm_params, key) -> tuple[dict, dict]:
         )
         params["audio_embedding"] = embedding
         params["ftp_heads"] = heads.start_heads(rows, method.lm.horizons, method.lm.embedding_start)
-        if method.bridge.logits == "projection":
-            params["bridge"] = bridging.init_projection(
-                bridge_key, codec.width, codec.codebook_size
-            )
+        learned = method.bridge.logits_of().init(bridge_key, codec.width, codec.codebook_size)
+        params |= {"bridge": learned} if learned else {}
     return params, variables.get("batch_stats", {})
 
 
@@ -67,7 +64,7 @@ def init_state(method: Method, lm_params, seed: int) -> TrainState:
     key = jax.random.key(seed)
     params, batch_stats = init_params(method, lm_params, stream(key, 0, "init"))
     discriminator, discriminator_opt_state = {}, ()
-    if method.discriminators:
+    if method.discriminators is not None:
         wav = jnp.zeros((1, 8192), jnp.float32)
         variables = method.discriminators.init(stream(key, 0, "disc"), wav)
         discriminator = variables["params"]
@@ -75,8 +72,9 @@ def init_state(method: Method, lm_params, seed: int) -> TrainState:
         discriminator_opt_state = transform.init(discriminator)
     bank = None
     if method.align:
-        first, last = method.lm.config.aligned_layers
-        bank = init_bank(last - first, method.lm.bank, method.lm.config.width)
+        lm = method.lm.architecture
+        first, last = lm.aligned_layers
+        bank = init_bank(last - first, method.lm.bank, lm.width)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

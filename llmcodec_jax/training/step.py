@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -17,7 +19,7 @@ from llmcodec_jax.training.gradients import (
     run_codec,
     step_weights,
 )
-from llmcodec_jax.training.language import language_losses
+from llmcodec_jax.training.language import Branch, language_losses
 from llmcodec_jax.training.method import Method
 from llmcodec_jax.training.optim import assign, norms, optimiser
 from llmcodec_jax.training.schedules import Phase
@@ -77,8 +79,8 @@ def gather_gradients(
 
 
 def penalise(method: Method, state: TrainState, batch: Batch, gradients: dict) -> tuple[dict, dict]:
-    """Adds the lazy R1 penalty's gradient every `r1_every` steps (method.md 6)."""
-    every = method.r1_every
+    """Adds the lazy R1 penalty's gradient every `r1_every` steps (docs/method.md, section 6)."""
+    every = method.game.r1_every
     key = stream(jax.random.wrap_key_data(state.key), state.step, "r1")
 
     def penalty(params):
@@ -111,11 +113,11 @@ def revive_codes(method: Method, state: TrainState, params, batch_stats, batch: 
         output, _, _ = run_codec(method, *variables.values(), batch, train=False)
         key = stream(jax.random.wrap_key_data(state.key), state.step, "revive")
         first = method.from_scratch & (state.step == 0)
-        below = jnp.where(first, jnp.inf, method.revive_below)
+        below = jnp.where(first, jnp.inf, method.training.revive_below)
         revived = method.codec.revive(variables, output, key, below)
         return params | {"codec": revived["params"]}, revived["batch_stats"]
 
-    when = state.step % method.revive_every == 0
+    when = state.step % method.training.revive_every == 0
     return jax.lax.cond(when, due, lambda: (params, batch_stats))
 
 
@@ -131,6 +133,60 @@ def _report(method: Method, step, losses, weights) -> dict:
     return report
 
 
+class Update(NamedTuple):
+    """One player's proposal for the next state."""
+
+    changes: dict  # fields of TrainState
+    norms: dict  # gradient norm before clipping, by group
+    report: dict
+
+
+def update_codec(
+    method: Method, phase: Phase, state: TrainState, gradients: Gradients, batch_stats, batch: Batch
+) -> Update:
+    """Codec, bridge, audio rows and heads take a step; dead codes may move."""
+    transform = optimiser(state.params, method.groups, method.schedule)
+    updates, opt_state = transform.update(
+        gradients.codec, state.opt_state, state.params, step=state.step
+    )
+    params = optax.apply_updates(state.params, updates)
+    if method.training.revive_every and phase.codec:
+        params, batch_stats = revive_codes(method, state, params, batch_stats, batch)
+    sizes = norms(gradients.codec, assign(state.params, method.groups))
+    changes = {"params": params, "batch_stats": batch_stats, "opt_state": opt_state}
+    return Update(changes, sizes, {})
+
+
+def update_discriminators(
+    method: Method, state: TrainState, gradients: dict, batch: Batch
+) -> Update:
+    """The discriminators take a step, every so often with the R1 penalty."""
+    report = {}
+    if method.weights.r1:
+        gradients, report = penalise(method, state, batch, gradients)
+    group = method.discriminator_group
+    transform = optimiser(state.discriminator, (group,), method.schedule)
+    updates, opt_state = transform.update(
+        gradients, state.discriminator_opt_state, state.discriminator, step=state.step
+    )
+    changes = {
+        "discriminator": optax.apply_updates(state.discriminator, updates),
+        "discriminator_opt_state": opt_state,
+    }
+    report["lr/discriminators"] = group.rate(state.step, method.schedule)
+    return Update(changes, {"discriminators": optax.global_norm(gradients)}, report)
+
+
+def accept(state: TrainState, proposed: TrainState, ok: jax.Array) -> TrainState:
+    """`proposed` where `ok`, else `state`; either way the step and the counters move on."""
+    kept = jax.tree.map(lambda new, old: jnp.where(ok, new, old), proposed, state)
+    return kept.replace(
+        step=state.step + 1,
+        skipped=state.skipped + ~ok,
+        bad_streak=jnp.where(ok, 0, state.bad_streak + 1),
+    )
+
+
 def train_step(
     state: TrainState, lm_params, batch: Batch, *, method: Method, phase: Phase
 ) -> tuple[TrainState, dict]:
@@ -139,57 +195,26 @@ def train_step(
     A step with a non-finite loss or gradient changes nothing but the counters.
     """
     gradients, batch_stats = gather_gradients(method, phase, state, lm_params, batch)
-    labels = assign(state.params, method.groups)
     report = _report(method, state.step, gradients.losses, step_weights(method, state.step))
-    sizes = norms(gradients.codec, labels)
-
-    codec_update = optimiser(state.params, method.groups, method.schedule)
-    updates, opt_state = codec_update.update(
-        gradients.codec, state.opt_state, state.params, step=state.step
-    )
-    params = optax.apply_updates(state.params, updates)
-    if method.revive_every and phase.codec:
-        params, batch_stats = revive_codes(method, state, params, batch_stats, batch)
-    discriminator, judge_state = state.discriminator, state.discriminator_opt_state
+    updates = [update_codec(method, phase, state, gradients, batch_stats, batch)]
     if phase.discriminator:
-        judge_gradients = gradients.discriminator
-        if method.weights.r1:
-            judge_gradients, penalty = penalise(method, state, batch, judge_gradients)
-            report |= penalty
-        group = method.discriminator_group
-        sizes["discriminators"] = optax.global_norm(judge_gradients)
-        judge_update = optimiser(discriminator, (group,), method.schedule)
-        updates, judge_state = judge_update.update(
-            judge_gradients, judge_state, discriminator, step=state.step
-        )
-        discriminator = optax.apply_updates(discriminator, updates)
-        report["lr/discriminators"] = group.rate(state.step, method.schedule)
-
-    bank = state.bank
+        updates.append(update_discriminators(method, state, gradients.discriminator, batch))
+    changes, sizes = {}, {}
+    for update in updates:
+        changes |= update.changes
+        sizes |= update.norms
+        report |= update.report
     if gradients.text is not None:
-        bank = enqueue(bank, *gradients.text)
-    share = state.code_share * CODE_SHARE_DECAY + gradients.histogram * (1 - CODE_SHARE_DECAY)
+        changes["bank"] = enqueue(state.bank, *gradients.text)
+    decay = CODE_SHARE_DECAY
+    changes["code_share"] = state.code_share * decay + gradients.histogram * (1 - decay)
     # One scalar for all leaves: behind a barrier, lest it be computed again in each leaf's kernel.
     ok = jax.lax.optimization_barrier(metrics.finite((report, sizes)))
-    proposed = state.replace(
-        params=params,
-        batch_stats=batch_stats,
-        discriminator=discriminator,
-        opt_state=opt_state,
-        discriminator_opt_state=judge_state,
-        bank=bank,
-        code_share=share,
-    )
-    kept = jax.tree.map(lambda new, old: jnp.where(ok, new, old), proposed, state)
-    next_state = kept.replace(
-        step=state.step + 1,
-        skipped=state.skipped + ~ok,
-        bad_streak=jnp.where(ok, 0, state.bad_streak + 1),
-    )
+    after = accept(state, state.replace(**changes), ok)
     report |= {f"grad_norm/{name}": size for name, size in sizes.items()}
-    report |= {f"codes/{k}": v for k, v in metrics.code_statistics(kept.code_share).items()}
-    report |= {"skipped": next_state.skipped, "bad_streak": next_state.bad_streak}
-    return next_state, report
+    report |= {f"codes/{k}": v for k, v in metrics.code_statistics(after.code_share).items()}
+    report |= {"skipped": after.skipped, "bad_streak": after.bad_streak}
+    return after, report
 
 
 def eval_step(state: TrainState, lm_params, batch: Batch, *, method: Method) -> dict:
@@ -201,22 +226,18 @@ def eval_step(state: TrainState, lm_params, batch: Batch, *, method: Method) -> 
     output, wav, _ = run_codec(method, *variables.values(), batch, train=False)
     losses = {"vq": metrics.per_item(output.vq_loss, batch.wav_length > 0)}
     if method.lm:
-        table = method.codec.apply(variables, method="search").table
-        key = stream(jax.random.wrap_key_data(state.key), 0, "eval")
-        spoken, _ = language_losses(
-            method,
-            state.params,
-            table,
-            lm_params,
-            output,
-            batch,
-            state.bank,
-            state.code_share,
-            key,
+        branch = Branch(
+            params=state.params,
+            lm_params=lm_params,
+            output=output,
+            batch=batch,
+            bank=state.bank,
+            code_share=state.code_share,
+            key=stream(jax.random.wrap_key_data(state.key), 0, "eval"),
             gate=0.0,
             temperature=method.schedule.temperature_end,
-            training=False,
         )
+        spoken, _ = language_losses(method, branch, training=False)
         losses |= spoken
     return {
         "wav": wav,

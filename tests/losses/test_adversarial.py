@@ -27,7 +27,7 @@ def params():
 
 def test_published_parameter_counts():
     shapes = jax.eval_shape(
-        discriminators.Discriminators().init, jax.random.key(0), jnp.zeros((1, 8000))
+        discriminators.DiscriminatorConfig().module().init, jax.random.key(0), jnp.zeros((1, 8000))
     )["params"]
     counts = {"period": 0, "scale": 0}
     for name, tree in shapes.items():

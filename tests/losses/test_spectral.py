@@ -7,7 +7,10 @@ import pytest
 
 from llmcodec_jax.losses import spectral
 
-acoustic_losses = jax.jit(spectral.acoustic_losses, static_argnames=("phase", "convergence"))
+acoustic_losses = jax.jit(
+    functools.partial(spectral.acoustic_losses, sample_rate=16_000),
+    static_argnames=("phase", "convergence"),
+)
 NAMES = ("mel", "multi_scale_mel", "multi_resolution_stft", "complex_stft")
 
 
@@ -35,7 +38,8 @@ def test_shared_analysis_equals_the_separate_losses():
     lengths = np.array([5000, 3000], np.int32)
     shared = acoustic_losses(reference, estimate, lengths)
     for name in NAMES:
-        loss = jax.jit(functools.partial(getattr(spectral, f"{name}_loss"), reduce=False))
+        rate = {"sample_rate": 16_000} if name.endswith("mel") else {}
+        loss = jax.jit(functools.partial(getattr(spectral, f"{name}_loss"), reduce=False, **rate))
         np.testing.assert_allclose(shared[name], loss(reference, estimate, lengths), rtol=1e-6)
 
 
@@ -99,3 +103,20 @@ def test_unknown_options_are_refused():
         spectral.complex_stft_loss(wav, wav, phase="loud")
     with pytest.raises(ValueError, match="convergence is"):
         spectral.complex_stft_loss(wav, wav, convergence="all")
+
+
+def test_a_mel_without_its_rate_is_refused_and_the_rate_matters():
+    reference, estimate = _speechlike(1, 4000), _speechlike(1, 4000, seed=1)
+    with pytest.raises(TypeError, match="sample_rate"):
+        spectral.mel_loss(reference, estimate)
+    values = [spectral.mel_loss(reference, estimate, sample_rate=r) for r in (16_000, 24_000)]
+    assert abs(float(values[0] - values[1])) > 1e-3
+
+
+def test_only_the_named_losses_are_computed():
+    reference, estimate = _speechlike(1, 4000), _speechlike(1, 4000, seed=1)
+    every = spectral.acoustic_losses(reference, estimate, sample_rate=16_000)
+    for name in NAMES:
+        one = spectral.acoustic_losses(reference, estimate, sample_rate=16_000, names=(name,))
+        assert set(one) == {name}
+        np.testing.assert_allclose(one[name], every[name], rtol=1e-6)

@@ -16,6 +16,7 @@ from jax.sharding import AbstractMesh
 
 from llmcodec_jax.compiling import program
 from llmcodec_jax.training import sharding
+from llmcodec_jax.training.config import read_config
 from llmcodec_jax.training.method import Method
 from llmcodec_jax.training.optim import path_name
 from llmcodec_jax.training.state import init_state
@@ -27,7 +28,7 @@ SHIPPED = {"base": 16, "v5e_16": 16, "v5p_8": 4, "v6e_16": 16, "v6e_16_large": 1
 @functools.lru_cache(maxsize=1)
 def shapes():
     """(state, LM) of the paper's scale: the pod configs differ in batch and mesh alone."""
-    config = importlib.import_module("configs.base").get_config()
+    config = read_config(importlib.import_module("configs.base").get_config())
     lm_config, lm = program.abstract_lm(config)
     method = Method.from_config(config, lm_config)
     return jax.eval_shape(lambda lm: init_state(method, lm, 0), lm), lm

@@ -1,5 +1,6 @@
 """Spectral losses against values computed by the published code (method.md 9, losses_*)."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -23,9 +24,11 @@ def _magnitude_l1(reference, estimate):
 
 
 LOSSES = {
-    "mel_1024_hop320_n100": lambda r, e: spectral.mel_loss(r, e, normalise=False),
-    "mel_1024_hop320_n100_rmsnorm": spectral.mel_loss,
-    "multi_scale_mel_n80": spectral.multi_scale_mel_loss,
+    "mel_1024_hop320_n100": lambda r, e: spectral.mel_loss(
+        r, e, sample_rate=16_000, normalise=False
+    ),
+    "mel_1024_hop320_n100_rmsnorm": functools.partial(spectral.mel_loss, sample_rate=16_000),
+    "multi_scale_mel_n80": functools.partial(spectral.multi_scale_mel_loss, sample_rate=16_000),
     "multi_resolution_stft": lambda r, e: spectral.multi_resolution_stft_loss(
         r, e, phase_weight=0.5, convergence="batch"
     ),

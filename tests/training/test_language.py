@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llmcodec_jax import bridge as bridging
-from llmcodec_jax.training.language import language_losses, pull_on_targets
+from llmcodec_jax.training.language import Branch, language_losses, target_gradient
 from llmcodec_jax.training.method import Bridge
 from llmcodec_jax.training.state import init_state
 from llmcodec_jax.types import CodecOutput
@@ -35,7 +35,7 @@ def parts():
     return query, table, normal(B, T, H), normal(K, V, H), output
 
 
-def test_pull_on_targets_is_the_relaxed_cross_entropy(parts):
+def test_target_gradient_is_the_relaxed_cross_entropy(parts):
     """Zero in value; its gradient is that of -sum_v p_v (h W_v - log share_v), p = softmax."""
     query, table, hidden, heads, output = parts
     method = dataclasses.replace(tiny_method(), bridge=Bridge(mode="ste"))
@@ -44,8 +44,12 @@ def test_pull_on_targets_is_the_relaxed_cross_entropy(parts):
     prior = jnp.log(0.9 * share / share.sum() + 0.1 / V)
 
     def ours(query):
-        logits = query, table, jnp.zeros(V)
-        return weights @ pull_on_targets(method, logits, hidden, heads, share, output, TEMPERATURE)
+        logits = bridging.Logits(query, table, jnp.zeros(V))
+        branch = Branch(
+            params={"ftp_heads": heads}, lm_params={}, output=output, batch=None, bank=None,
+            code_share=share, key=None, gate=1.0, temperature=TEMPERATURE,
+        )  # fmt: skip
+        return weights @ target_gradient(method, branch, logits, hidden)
 
     def plain(query):
         p = jax.nn.softmax(query @ table.T / TEMPERATURE, axis=-1)
@@ -75,21 +79,20 @@ def test_target_gradient_changes_the_codec_alone(lm):  # noqa: F811
         def loss(params):
             variables = {"params": params["codec"], "batch_stats": state.batch_stats}
             output = method.codec.apply(variables, batch.wav, batch.wav_length, method="encode")
-            table = method.codec.apply(variables, method="search").table
-            losses, _ = language_losses(
-                method, params, table, lm, output, batch, state.bank,
-                state.code_share, jax.random.key(0), 1.0, 0.5,
-            )  # fmt: skip
+            branch = Branch(
+                params, lm, output, batch, state.bank, state.code_share, jax.random.key(0), 1.0, 0.5
+            )
+            losses, _ = language_losses(method, branch)
             return losses["ftp/1"][0] + losses["ftp/2"][0]
 
         return jax.jit(jax.value_and_grad(loss))(state.params)
 
-    (value, without), (same, with_pull) = gradient(0.0), gradient(1.0)
+    (value, without), (same, with_extra) = gradient(0.0), gradient(1.0)
     np.testing.assert_allclose(value, same, rtol=1e-6)
     for name in ("ftp_heads", "audio_embedding"):
-        np.testing.assert_allclose(without[name], with_pull[name], rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(without[name], with_extra[name], rtol=1e-5, atol=1e-7)
     size = lambda tree: sum(float(jnp.abs(x).sum()) for x in jax.tree.leaves(tree))  # noqa: E731
-    difference = jax.tree.map(jnp.subtract, with_pull["codec"], without["codec"])
+    difference = jax.tree.map(jnp.subtract, with_extra["codec"], without["codec"])
     assert size(difference) > 0.1 * size(without["codec"])
 
 
@@ -98,7 +101,7 @@ def test_detached_bridge_has_no_target_gradient():
         Bridge(mode="detach", target_gradient=1.0)
 
 
-def test_bridge_relaxation_is_the_one_the_pull_uses(parts):
+def test_bridge_relaxation_is_the_one_the_target_gradient_uses(parts):
     """`bridge` in mode "ste" and the plain form agree on rows that are heads, not embeddings."""
     query, table, _, heads, output = parts
     rows = heads.transpose(1, 0, 2).reshape(V, K * H)

@@ -39,8 +39,8 @@ def step(groups, schedule, at, gradients=None, state=None):
 
 
 def test_a_group_rests_before_its_start():
-    late = Group("codec", "codec/.*", "sgd", learning_rate=0.1, start=0.5)
-    schedule = Schedule(100)
+    late = Group("codec", "codec/.*", "sgd", learning_rate=0.1, start="codec_start")
+    schedule = Schedule(100, codec_start=0.5)
     updates, state = step((late, HEADS), schedule, at=49)
     assert not np.any(updates["codec"]["a"])
     assert np.any(updates["heads"])

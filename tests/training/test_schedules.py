@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 
 from configs import base, codec_pretrain, quickstart
-from llmcodec_jax.training.schedules import NEVER, LossWeights, Phase, Schedule
+from llmcodec_jax.training.config import read_config
+from llmcodec_jax.training.schedules import NEVER, Phase, Schedule
+from llmcodec_jax.training.terms import LossWeights
 
 
 def paper() -> Schedule:
-    return Schedule(25_000, **base.get_config().schedule)
+    return read_config(base.get_config()).schedule
 
 
 def test_paper_timetable_falls_on_the_papers_steps():
@@ -69,5 +71,4 @@ def test_never_switches_a_part_off():
 
 @pytest.mark.parametrize("config", [base, codec_pretrain, quickstart])
 def test_shipped_configs_have_valid_timetables(config):
-    c = config.get_config()
-    assert len(Schedule(c.total_steps, **c.schedule).phases()) <= 3
+    assert len(read_config(config.get_config()).schedule.phases()) <= 3

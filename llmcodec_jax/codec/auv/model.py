@@ -13,6 +13,7 @@ from llmcodec_jax.codec.auv.conformer import Conformer
 from llmcodec_jax.codec.auv.stft import ISTFTHead, STFTHead, margin
 from llmcodec_jax.codec.quantizer import FactorisedCodec, ResidualQuantizer
 from llmcodec_jax.ops import dsp
+from llmcodec_jax.ops.fields import changeable
 from llmcodec_jax.types import DOMAINS, CodecOutput
 
 NESTED = {
@@ -88,9 +89,9 @@ class AUV(FactorisedCodec):
     # Codes open to each of DOMAINS in training: "nested" as published, scaled to the codebook;
     # ((lo, hi), ...) in the order of DOMAINS; None leaves all codes open to all.
     partitions: str | tuple[tuple[int, int], ...] | None = "nested"
-    search_chunk: int = 4096  # codes compared at once: memory, never the result
-    dtype: Any = "float32"  # of matmuls and convolutions; transforms and search stay float32
-    remat: bool = False  # recompute products too in the backward pass: memory for time
+    search_chunk: int = changeable(4096)  # codes compared at once: memory, never the result
+    dtype: Any = changeable("float32")  # of products; transforms and search stay float32
+    remat: bool = changeable(False)  # recompute products too in the backward pass: memory for time
 
     def setup(self):
         if self.conv_norm not in ("batch", "rms"):
