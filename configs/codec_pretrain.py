@@ -21,7 +21,6 @@ def get_config() -> ConfigDict:
     c.schedule.discriminator_start = 0.05  # the codec makes speech-like sound first
     c.schedule.adversarial_start = 0.06
 
-    c.training.train_norm = True  # BatchNorm learns its statistics
     c.training.use_domains = True  # nested partitions: speech keeps to its codes
     c.training.revive_every = 50
     c.training.revive_below = 0.1

@@ -48,7 +48,6 @@ def get_config() -> ConfigDict:
     c.weights.complex_stft = 0.0  # 500 bits a second hold no phase; without it STOI learns sooner
     c.weights.bridge = 0.02  # the native bridge agrees already; more would only empty codes
 
-    c.training.train_norm = True
     c.training.revive_every = 20
     c.training.revive_below = 0.2
 

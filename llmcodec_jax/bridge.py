@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import flax.struct
 import jax
@@ -42,6 +43,19 @@ class BridgeOutput:
     ids: jax.Array  # int32 [B, T], the codes that were picked
     nll: jax.Array  # float32 [B, T], cross-entropy of the noiseless logits against the labels
     agree: jax.Array  # bool [B, T], the best noiseless logit is the label (no gradient)
+    entropy: jax.Array  # float32 [B, T], of the relaxation, in nats (no gradient)
+
+
+class Relaxation(NamedTuple):
+    """scores = (logits + noise * gumbel) / temperature, float32 scalars."""
+
+    temperature: jax.Array
+    noise: jax.Array
+
+
+def scale_gradient(x: jax.Array, scale) -> jax.Array:
+    """Identity forward; the gradient is multiplied by `scale`."""
+    return scale * x + jax.lax.stop_gradient((1 - scale) * x)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,16 +65,25 @@ class Native:
     The best logit is the VQ code by construction; there is nothing to learn.
     """
 
-    scale: float
+    scale: float  # in units of the median squared distance of neighbouring codes
     learned = False
 
     def init(self, key: jax.Array, width: int, size: int) -> dict[str, jax.Array]:
         """Its parameters: none."""
         return {}
 
-    def __call__(self, params: dict, output: CodecOutput, search: Search) -> Logits:
-        """Single-level codec output and its search -> Logits."""
-        return search_logits(search, output.query[:, :, 0], output.codes, self.scale)
+    def noise(self, temperature):
+        """Scale of the Gumbel noise: the picks sharpen with the temperature, at the scale of the
+        quantiser's own distances, and so does the relaxation: softmax(logits / tau + gumbel)."""
+        return temperature
+
+    def __call__(self, params: dict, output: CodecOutput, search: Search, gate) -> Logits:
+        """Single-level codec output and its search -> Logits; `gate` scales their gradient.
+
+        All of it belongs to the codec, the codebook too.
+        """
+        made = search_logits(search, output.query[:, :, 0], output.codes, self.scale)
+        return Logits(*(scale_gradient(x, gate) for x in made))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +98,14 @@ class Projection:
         weight = jax.random.uniform(key, (size, width), minval=-limit, maxval=limit)
         return {"weight": weight, "bias": jnp.zeros(size)}
 
-    def __call__(self, params: dict, output: CodecOutput, search: Search) -> Logits:
-        """Codec output and own parameters -> Logits."""
-        return Logits(output.quantised, params["weight"], params["bias"])
+    def noise(self, temperature):
+        """Scale of the Gumbel noise: as published, whatever the temperature."""
+        return 1.0
+
+    def __call__(self, params: dict, output: CodecOutput, search: Search, gate) -> Logits:
+        """Codec output and own parameters -> Logits; `gate` scales the codec's gradient."""
+        query = scale_gradient(output.quantised, gate)
+        return Logits(query, params["weight"], params["bias"])
 
 
 LOGITS = ("native", "projection")
@@ -123,13 +151,15 @@ def bridge(
     *,
     mode: str,
     labels: jax.Array,
+    noise: jax.Array | float = 1.0,
     chunk: int = 512,
     dtype=jnp.float32,
 ) -> BridgeOutput:
     """The bridge fused with its logits and its cross-entropy; same gradients, no [B, T, V].
 
     query [B, T, D], weight [V, D], bias [V], embedding [V, H], labels int [B, T].
-    logits = query weight^T + bias in float32, clamped to +-80. Noise is drawn per block of 128
+    logits = query weight^T + bias in float32, clamped to +-80; `noise` scales the Gumbel noise
+    that is added to them before both are divided by the temperature. It is drawn per block of 128
     codes from fold_in(key, block): the sample depends neither on `chunk` (rounded up to whole
     blocks) nor on how clips are sharded.
     Products with the embedding run in `dtype`. Gradients reach query, weight, bias and
@@ -139,11 +169,10 @@ def bridge(
     if mode == "detach":
         query = jax.lax.stop_gradient(query)
     tensors = (query.astype(jnp.float32), weight.astype(jnp.float32), bias.astype(jnp.float32))
-    temperature = jnp.asarray(temperature, jnp.float32)
+    relaxation = Relaxation(jnp.asarray(temperature, jnp.float32), jnp.asarray(noise, jnp.float32))
     chunk = -(-chunk // NOISE_BLOCK) * NOISE_BLOCK
     static = (mode, chunk, jnp.dtype(dtype))
-    embeds, ids, nll, agree = _fused(static, *tensors, embedding, key, temperature, labels)
-    return BridgeOutput(embeds, ids, nll, agree)
+    return BridgeOutput(*_fused(static, *tensors, embedding, key, relaxation, labels))
 
 
 def _check_mode(mode: str) -> None:
@@ -164,7 +193,7 @@ def _noise(key: jax.Array, start, width: int, shape: tuple[int, int]) -> jax.Arr
     return noise[..., :width]
 
 
-def _chunk_logits(mode, query, weight, bias, key, temperature, start, width):
+def _chunk_logits(mode, query, weight, bias, key, relaxation, start, width):
     """(clamped logits, scores, True where unclamped), each [B, T, width]."""
     raw = jnp.einsum(
         "btd,vd->btv", query, _rows(weight, start, width), precision=jax.lax.Precision.HIGHEST
@@ -173,8 +202,8 @@ def _chunk_logits(mode, query, weight, bias, key, temperature, start, width):
     clean = jnp.clip(raw, -LOGIT_LIMIT, LOGIT_LIMIT)
     scores = clean
     if mode == "gumbel":
-        scores += _noise(key, start, width, query.shape[:2])
-    return clean, scores / temperature, jnp.abs(raw) <= LOGIT_LIMIT
+        scores += relaxation.noise * _noise(key, start, width, query.shape[:2])
+    return clean, scores / relaxation.temperature, jnp.abs(raw) <= LOGIT_LIMIT
 
 
 @flax.struct.dataclass
@@ -186,34 +215,40 @@ class _Running:
     clean: jax.Array  # the best noiseless logit, and its code
     clean_code: jax.Array
     score_lse: jax.Array  # log-sum-exp of the scores
+    score_mean: jax.Array  # their mean under their softmax
     clean_lse: jax.Array
     label: jax.Array  # the label's logit
 
 
-def _scan_vocabulary(static, query, weight, bias, key, temperature, labels) -> _Running:
+def _scan_vocabulary(static, query, weight, bias, key, relaxation, labels) -> _Running:
     """One pass over the codes, like an online softmax."""
     mode, chunk, _ = static
     lowest = jnp.full(query.shape[:2], -jnp.inf)
     none = jnp.zeros(query.shape[:2], jnp.int32)
 
     def step(state: _Running, start, width: int) -> _Running:
-        clean, scores, _ = _chunk_logits(mode, query, weight, bias, key, temperature, start, width)
+        clean, scores, _ = _chunk_logits(mode, query, weight, bias, key, relaxation, start, width)
         place = labels - start
         here = jnp.clip(place, 0, width - 1)[..., None]
         label = jnp.take_along_axis(clean, here, axis=-1)[..., 0]
         score, code = _better(state.score, state.code, scores, start)
         best, best_code = _better(state.clean, state.clean_code, clean, start)
+        lse = jnp.logaddexp(state.score_lse, jax.nn.logsumexp(scores, axis=-1))
+        mean = state.score_mean * jnp.exp(state.score_lse - lse)
+        mean += jnp.sum(jnp.exp(scores - lse[..., None]) * scores, axis=-1)
         return _Running(
             score=score,
             code=code,
             clean=best,
             clean_code=best_code,
-            score_lse=jnp.logaddexp(state.score_lse, jax.nn.logsumexp(scores, axis=-1)),
+            score_lse=lse,
+            score_mean=mean,
             clean_lse=jnp.logaddexp(state.clean_lse, jax.nn.logsumexp(clean, axis=-1)),
             label=jnp.where((place >= 0) & (place < width), label, state.label),
         )
 
-    start = _Running(lowest, none, lowest, none, lowest, lowest, lowest)
+    zero = jnp.zeros(query.shape[:2])
+    start = _Running(lowest, none, lowest, none, lowest, zero, lowest, lowest)
     return over_blocks(weight.shape[0], chunk, step, start)
 
 
@@ -228,15 +263,16 @@ def _better(value, code, columns, start):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _fused(static, query, weight, bias, embedding, key, temperature, labels):
-    return _fused_forward(static, query, weight, bias, embedding, key, temperature, labels)[0]
+def _fused(static, query, weight, bias, embedding, key, relaxation, labels):
+    return _fused_forward(static, query, weight, bias, embedding, key, relaxation, labels)[0]
 
 
-def _fused_forward(static, query, weight, bias, embedding, key, temperature, labels):
-    state = _scan_vocabulary(static, query, weight, bias, key, temperature, labels)
+def _fused_forward(static, query, weight, bias, embedding, key, relaxation, labels):
+    state = _scan_vocabulary(static, query, weight, bias, key, relaxation, labels)
     nll = state.clean_lse - state.label
-    outputs = embedding[state.code], state.code, nll, state.clean_code == labels
-    residuals = (query, weight, bias, embedding, key, temperature, labels)
+    entropy = jnp.maximum(state.score_lse - state.score_mean, 0.0)
+    outputs = embedding[state.code], state.code, nll, state.clean_code == labels, entropy
+    residuals = (query, weight, bias, embedding, key, relaxation, labels)
     return outputs, (residuals, (state.code, state.score_lse, state.clean_lse))
 
 
@@ -247,12 +283,13 @@ def _fused_backward(static, residuals, cotangents):
     p * <..> / tau, which needs no product with the embedding.
     """
     mode, chunk, dtype = static
-    (query, weight, bias, embedding, key, temperature, labels), statistics = residuals
+    (query, weight, bias, embedding, key, relaxation, labels), statistics = residuals
     code, score_lse, clean_lse = statistics
-    d_embeds, _, d_nll, _ = cotangents
+    temperature = relaxation.temperature
+    d_embeds, _, d_nll, _, _ = cotangents
 
     def chunk_logits(start, width):
-        return _chunk_logits(mode, query, weight, bias, key, temperature, start, width)
+        return _chunk_logits(mode, query, weight, bias, key, relaxation, start, width)
 
     def gain(start, width):
         rows = _rows(embedding, start, width).astype(dtype)

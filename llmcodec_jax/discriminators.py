@@ -13,8 +13,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from llmcodec_jax.errors import UsageError
 from llmcodec_jax.losses import adversarial
-from llmcodec_jax.ops.fields import ConfigError, changeable
+from llmcodec_jax.ops.fields import changeable
 
 SLOPE = 0.2  # of the leaky rectifier
 
@@ -37,9 +38,9 @@ class DiscriminatorConfig:
 
     def __post_init__(self):
         if self.loss not in adversarial.KINDS:
-            raise ConfigError(f"discriminators.loss is one of {adversarial.KINDS}")
+            raise UsageError(f"discriminators.loss is one of {adversarial.KINDS}")
         if self.r1_every < 1:
-            raise ConfigError("discriminators.r1_every is at least 1; weights.r1=0 switches it off")
+            raise UsageError("discriminators.r1_every is at least 1; weights.r1=0 switches it off")
 
     def module(self) -> Discriminators:
         """The discriminators of these sizes."""

@@ -9,6 +9,7 @@ import pytest
 
 from llmcodec_jax import bridge as module
 from llmcodec_jax.bridge import bridge, bridge_from_noise
+from llmcodec_jax.codec.search import spacing
 from llmcodec_jax.types import CodecOutput, Search
 
 CLIPS, FRAMES, WIDTH, CODES, OUT = 2, 5, 6, 300, 12
@@ -106,11 +107,14 @@ def test_native_logits_agree_with_the_quantiser():
     query = jax.random.normal(keys[1], (CLIPS, FRAMES, 8))
     query /= jnp.linalg.norm(query, axis=-1, keepdims=True)
     codes = jnp.argmax(query @ table.T, axis=-1)
-    tensors = module.Native(0.1)({}, coded(query, codes), Search(table, "cosine"))
+    search = Search(table, "cosine")
+    tensors = module.Native(0.1)({}, coded(query, codes), search, 1.0)
     output = bridge(*tensors, jnp.eye(CODES), KEY, 0.5, mode="ste", labels=codes)
     assert output.agree.all()
     distance = jnp.sum(jnp.square(query[..., None, :] - table), axis=-1)
-    nll = -jnp.take_along_axis(jax.nn.log_softmax(-distance / 0.1), codes[..., None], axis=-1)
+    nll = -jnp.take_along_axis(
+        jax.nn.log_softmax(-distance / (0.1 * spacing(table))), codes[..., None], axis=-1
+    )
     np.testing.assert_allclose(output.nll, nll[..., 0], atol=1e-4)
 
 
@@ -118,10 +122,12 @@ def test_projection_can_start_in_agreement():
     project = module.Projection()
     vectors = jax.random.normal(jax.random.key(2), (CODES, WIDTH))
     codes = jnp.arange(10).reshape(2, 5)
-    tensors = project(module.projection_from_codes(vectors), coded(vectors[codes], codes), None)
+    tensors = project(
+        module.projection_from_codes(vectors), coded(vectors[codes], codes), None, 1.0
+    )
     output = bridge(*tensors, jnp.eye(CODES), KEY, 0.5, mode="ste", labels=codes)
     assert output.agree.all()
-    tensors = project(project.init(KEY, WIDTH, CODES), coded(vectors[codes], codes), None)
+    tensors = project(project.init(KEY, WIDTH, CODES), coded(vectors[codes], codes), None, 1.0)
     output = bridge(*tensors, jnp.eye(CODES), KEY, 0.5, mode="ste", labels=codes)
     assert output.agree.mean() < 0.5
 

@@ -152,8 +152,7 @@ class FactorisedLevel(nn.Module):
         elif train:
             counts = code_counts(codes, mask, self.codebook_size)
             usage = self.get_variable("batch_stats", "usage")
-            share = jnp.where(jnp.any(mask), counts / jnp.maximum(jnp.sum(counts), 1), usage)
-            self.put_variable("batch_stats", "usage", usage + (1 - USAGE_DECAY) * (share - usage))
+            self.put_variable("batch_stats", "usage", running_share(usage, counts))
 
 
 class ResidualQuantizer(nn.Module):
@@ -216,6 +215,13 @@ def code_counts(codes: jax.Array, mask: jax.Array, codebook_size: int) -> jax.Ar
     return jnp.zeros((codebook_size,), jnp.float32).at[codes].add(mask.astype(jnp.float32))
 
 
+def running_share(usage: jax.Array, counts: jax.Array) -> jax.Array:
+    """Running share of each code [V] after a batch in which they occurred `counts` [V] times."""
+    total = jnp.sum(counts)
+    share = jnp.where(total > 0, counts / jnp.maximum(total, 1), usage)
+    return usage + (1 - USAGE_DECAY) * (share - usage)
+
+
 def revive_dead_codes(
     codebook: jax.Array,
     usage: jax.Array,
@@ -254,6 +260,17 @@ class FactorisedCodec(nn.Module):
     def search_inputs(self, latent, codes) -> jax.Array:
         """What each level searched for, unnormalised, float32 [B, T, Q, d]: revival candidates."""
         return self.quantizer.project(latent, codes)
+
+    def count_codes(self, batch_stats: dict, counts: jax.Array) -> dict:
+        """Running shares of the codes after a batch, counts float32 [Q, V] -> new batch_stats.
+
+        For a codec whose statistics stand still otherwise: `train=True` counts by itself.
+        """
+        usages = dict(batch_stats["quantizer"])
+        for q in range(self.levels):
+            name = f"level_{q}"
+            usages[name] = {"usage": running_share(usages[name]["usage"], counts[q])}
+        return {**batch_stats, "quantizer": usages}
 
     def revive(self, variables: dict, output: CodecOutput, key, threshold: float = 0.02) -> dict:
         """Revives the dead codes of every level from one batch's encoder output.

@@ -49,17 +49,16 @@ def spacing(table: jax.Array) -> jax.Array:
 def search_logits(search: Search, query: jax.Array, codes: jax.Array, scale: float) -> Logits:
     """Logits -|query - code|^2 / scale of one level, up to a constant per frame.
 
-    query [B, T, d], codes int [B, T] as chosen (they only centre the logits). For "cosine" both
-    sides have unit length and `scale` is a squared distance between unit vectors; for "euclidean"
-    and "product" it is in units of `spacing`, the median squared distance of neighbouring codes, so
-    that one value means the same for codebooks of any unit.
+    query [B, T, d], codes int [B, T] as chosen (they only centre the logits). `scale` is in units
+    of `spacing`, the median squared distance of neighbouring codes, so that one value means the
+    same for any codebook.
     """
-    if search.metric == "cosine":
-        table = search.table
-        return Logits(query, table * (2.0 / scale), jnp.full(table.shape[0], -2.0 / scale))
-    if search.metric not in ("euclidean", "product"):
+    if search.metric not in ("cosine", "euclidean", "product"):
         raise ValueError(f"a search by {search.metric!r} is not known")
     unit = scale * spacing(search.table)
+    if search.metric == "cosine":  # both sides have unit length
+        table = search.table
+        return Logits(query, table * (2.0 / unit), jnp.full(table.shape[0], -2.0 / unit))
     centre = jax.lax.stop_gradient(search.table.mean(axis=0))
     query, table = query - centre, search.table - centre
     squares = jnp.sum(jnp.square(table), axis=-1)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.interpreters.partial_eval import dce_jaxpr
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,22 +59,29 @@ def _inner(equation) -> Iterator[Jaxpr]:
 
 
 def work(jaxpr: Jaxpr) -> Work:
-    """Work of a jaxpr. Scans count all their turns; of a conditional the cheapest branch counts,
-    because the step's conditionals are for what happens rarely (the R1 penalty, revivals)."""
+    """Work of a jaxpr, without what no output depends on: no compiler computes that.
+
+    Scans count all their turns; of a conditional the cheapest branch counts, because the step's
+    conditionals are for what happens rarely (the R1 penalty, revivals).
+    """
+    return _count(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
+
+
+def _count(jaxpr: Jaxpr) -> Work:
     total = Work()
     for equation in jaxpr.eqns:
         name = equation.primitive.name
         if name in ("dot_general", "conv_general_dilated"):
             total += _product(equation)
         elif name == "cond":
-            branches = [work(b.jaxpr) for b in equation.params["branches"]]
+            branches = [_count(b.jaxpr) for b in equation.params["branches"]]
             total += min(branches, key=lambda w: w.flops)
         else:
             turns = equation.params["length"] if name == "scan" else 1
             if name == "shard_map":
                 turns = equation.params["mesh"].size
             for inner in _inner(equation):
-                total += work(inner).times(turns)
+                total += _count(inner).times(turns)
     return total
 
 

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from llmcodec_jax.errors import UsageError
 from llmcodec_jax.ops import dsp
-from llmcodec_jax.ops.fields import ConfigError
 
 SCALES = (512, 1024, 2048)
 """FFT sizes of the multi-scale losses; each hops by a quarter of its size."""
@@ -41,9 +41,9 @@ class SpectralConfig:
 
     def __post_init__(self):
         if self.phase not in ("unit", "magnitude"):
-            raise ConfigError("spectral.phase is 'unit' or 'magnitude'")
+            raise UsageError("spectral.phase is 'unit' or 'magnitude'")
         if self.convergence not in ("item", "batch"):
-            raise ConfigError("spectral.convergence is 'item' or 'batch'")
+            raise UsageError("spectral.convergence is 'item' or 'batch'")
 
 
 class Spectrum(NamedTuple):

@@ -13,11 +13,9 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
+from llmcodec_jax.errors import UsageError
+
 T = TypeVar("T")
-
-
-class ConfigError(ValueError):
-    """A config or model description that cannot be honoured; the message says which field."""
 
 
 def changeable(default: Any = dataclasses.MISSING) -> Any:
@@ -59,7 +57,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str, **given: Any) -> 
     """A dataclass from a section of a config; `where` names it in errors ("lm.config").
 
     Sections become their own dataclasses and lists tuples; `given` are fields that no section
-    states. Raises ConfigError for unknown, missing or impossible fields.
+    states. Raises UsageError for unknown, missing or impossible fields.
     """
     known = {name: f for name, f in options(cls).items() if name not in given}
     check_names(values, known, where)
@@ -71,7 +69,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str, **given: Any) -> 
     try:
         return cls(**read, **given)
     except TypeError as error:  # a required field is missing
-        raise ConfigError(f"config.{where}: {error}") from error
+        raise UsageError(f"config.{where}: {error}") from error
 
 
 def _read(hint: Any, value: Any, where: str) -> Any:
@@ -93,11 +91,11 @@ def _choices(hint: Any) -> tuple:
 
 
 def check_names(given: Iterable[str], known: Iterable[str], where: str) -> None:
-    """Raises ConfigError for the first name that is not known, with the nearest that is."""
+    """Raises UsageError for the first name that is not known, with the nearest that is."""
     known = list(known)
     for name in given:
         if name not in known:
-            raise ConfigError(unknown(name, known, where))
+            raise UsageError(unknown(name, known, where))
 
 
 def unknown(name: str, known: Iterable[str], where: str) -> str:
@@ -108,12 +106,12 @@ def unknown(name: str, known: Iterable[str], where: str) -> str:
     return f"{'.'.join(filter(None, ('config', where, name)))} is unknown; {advice}"
 
 
-def may_change(config: Any, path: str) -> bool:
+def may_change(config: Any, path: str, allowed: bool = False) -> bool:
     """Whether the option "a.b.c" of a config may differ when a run resumes; unknown ones may.
 
-    The mark nearest to the option decides: its own, else that of the section it stands in.
+    The mark nearest to the option decides: its own, else that of the section it stands in, else
+    `allowed`.
     """
-    allowed = False
     for name in path.split("."):
         if isinstance(config, Mapping):
             config = config.get(name)

@@ -7,6 +7,7 @@ Files in configs/ start from `default_config()`, state what their run sets, and 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -107,7 +108,7 @@ def group(pattern: str, start: str, **options: Any) -> dict[str, Any]:
 def read_config(config: ConfigDict) -> RunConfig:
     """A config file's value -> RunConfig.
 
-    Raises ConfigError naming the field and the nearest, FieldError for an unknown codec.
+    Raises UsageError naming the field and the nearest, FieldError for an unknown codec.
     """
     source = config.to_dict()
     sections = dict(source)
@@ -129,6 +130,16 @@ def read_config(config: ConfigDict) -> RunConfig:
     return dataclasses.replace(run, optim=dataclasses.replace(run.optim, groups=built))
 
 
-def may_change(run: RunConfig, path: str) -> bool:
-    """Whether the option "section.field" may differ when a run resumes."""
-    return path != "codec.name" and fields.may_change(run, path)
+def may_change(path: str, family: str) -> bool:
+    """Whether the option "section.field" of a run, its codec of this family, may differ when the
+    run resumes; options of older versions may."""
+    if path == "codec.name":
+        return False
+    if path.startswith("optim.groups."):
+        return fields.may_change(Group("", ""), path.rpartition(".")[2], allowed=True)
+    return fields.may_change(_default_run(family), path)
+
+
+@functools.cache
+def _default_run(family: str) -> RunConfig:
+    return read_config(default_config(family))

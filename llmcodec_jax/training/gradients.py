@@ -46,7 +46,7 @@ def run_codec(method: Method, params, batch_stats, batch: Batch, train: bool):
         batch.wav,
         batch.wav_length,
         domain=domain,
-        train=train and method.training.train_norm,
+        train=train and method.train_norm,
         method="reconstruct",
         mutable=["batch_stats"],
     )
@@ -60,7 +60,7 @@ def _encode_jittered(method: Method, params, batch_stats, batch: Batch, key):
         shift(batch.wav, key, method.jitter),
         batch.wav_length,
         domain=batch.domain if method.training.use_domains else None,
-        train=method.training.train_norm,
+        train=method.train_norm,
         method="encode",
         mutable=["batch_stats"],
     )
@@ -93,7 +93,7 @@ def codec_forward(method: Method, phase: Phase, state: TrainState, lm_params, ba
         codec = params["codec"] if phase.codec else jax.lax.stop_gradient(params["codec"])
         output, wav, new_stats = run_codec(method, codec, batch_stats, batch, train=True)
         losses = sound_losses(method, batch, output, wav)
-        histogram = code_histogram(output, method.codec.codebook_size)
+        histogram = code_histogram(method, output)
         text = None
         if phase.lm:
             if method.jitter:
@@ -119,9 +119,10 @@ def codec_forward(method: Method, phase: Phase, state: TrainState, lm_params, ba
     return forward
 
 
-def code_histogram(output: CodecOutput, codebook_size: int) -> jax.Array:
-    """How often each first-level code occurs on valid frames, float32 [V]."""
-    return code_counts(output.level(0).codes, output.frame_mask, codebook_size)
+def code_histogram(method: Method, output: CodecOutput) -> jax.Array:
+    """How often each code of each level occurs on valid frames, float32 [Q, V]."""
+    size, levels = method.codec.codebook_size, range(method.codec.levels)
+    return jnp.stack([code_counts(output.level(q).codes, output.frame_mask, size) for q in levels])
 
 
 def adversarial_players(method: Method, state: TrainState, batch: Batch, fake, counts):
@@ -168,7 +169,7 @@ class Gradients(NamedTuple):
     codec: dict  # gradient of TrainState.params
     discriminator: dict  # gradient of TrainState.discriminator, zeros while it rests
     losses: Losses  # every raw loss and accuracy as (sum, count)
-    histogram: jax.Array  # float32 [V], codes of the main pass
+    histogram: jax.Array  # float32 [Q, V], codes of the main pass
     text: TextStates | None  # what the bank takes in
 
 

@@ -26,7 +26,7 @@ def evaluate(
     """Runs `eval_step` over the held-out batches.
 
     Returns ({"eval/name": mean}, the first `keep` (reference, reconstruction) pairs as float [N],
-    code counts [V]). Waveform metrics are those of `evaluation.quick_metrics`, averaged over
+    code counts [Q, V]). Waveform metrics are those of `evaluation.quick_metrics`, averaged over
     clips; the others are summed over batches before they are divided.
     """
     totals, histogram, scores, pairs = {}, 0.0, [], []
@@ -44,6 +44,8 @@ def evaluate(
                 scores.append(quick_metrics(*pair, sample_rate))
                 pairs += [pair] * (len(pairs) < keep)
     report = {name: float(v) for name, v in metrics.means(totals).items()}
+    if "accuracy/bridge_entropy" in report:
+        report["bridge_effective_codes"] = float(np.exp(report.pop("accuracy/bridge_entropy")))
     report |= {k: float(v) for k, v in metrics.code_statistics(histogram).items()}
     for name in scores[0]:
         report[name] = float(np.nanmean([score[name] for score in scores]))

@@ -26,11 +26,6 @@ class TextStates(NamedTuple):
     valid: jax.Array  # bool [B]
 
 
-def scale_gradient(x: jax.Array, scale) -> jax.Array:
-    """Identity forward; the gradient is multiplied by `scale`."""
-    return scale * x + jax.lax.stop_gradient((1 - scale) * x)
-
-
 def shift(wav: jax.Array, key, limit: int) -> jax.Array:
     """Shifts every clip [B, N] by its own offset in [-limit, limit] samples, zeros moving in."""
     offset = jax.random.randint(key, (wav.shape[0], 1), -limit, limit + 1)
@@ -99,17 +94,18 @@ class Branch(NamedTuple):
     output: CodecOutput  # of the audio that the branch hears
     batch: Batch
     bank: alignment.Bank | None
-    code_share: jax.Array  # float32 [V], how often each code occurs
+    code_share: jax.Array  # float32 [Q, V], how often each code occurs
     key: jax.Array
     gate: jax.Array | float  # scales the gradient into the codec
     temperature: jax.Array | float  # of the bridge
 
 
 def code_logits(method: Method, branch: Branch) -> bridging.Logits:
-    """The bridge's logits over the codes; the gate scales the gradient of the query."""
+    """The bridge's logits over the codes; the gate scales what of their gradient is the codec's."""
     search = method.codec.apply({"params": branch.params["codec"]}, method="search")
-    made = method.bridge.logits_of()(branch.params.get("bridge", {}), branch.output, search)
-    return made._replace(query=scale_gradient(made.query, branch.gate))
+    gate = 0.0 if method.bridge.mode == "detach" else branch.gate
+    own = branch.params.get("bridge", {})
+    return method.bridge.logits_of()(own, branch.output, search, gate)
 
 
 def target_gradient(
@@ -124,13 +120,14 @@ def target_gradient(
 
         log q_k(v | codes before) - beta log share_v
 
-    over what is known without context: `code_share` [V] is how often each code occurs. At beta 1
-    that is the mutual information of code and context; without the second term the codec would
-    fall for frequent codes and empty the others, and a larger beta holds the codes' entropy up.
+    over what is known without context, `share` being how often each code occurs. At beta 1 that
+    is the mutual information of code and context; without the second term the codec would fall
+    for frequent codes and empty the others, and a larger beta holds the codes' entropy up.
     """
     heads = branch.params["ftp_heads"]
     horizons, size, width = heads.shape
-    share = branch.code_share / jnp.maximum(branch.code_share.sum(), 1e-9)
+    share = branch.code_share[0]  # of the level that the LM reads
+    share = share / jnp.maximum(share.sum(), 1e-9)
     prior = jnp.log(0.9 * share + 0.1 / size)  # no code is infinitely surprising
     prior = method.bridge.frequency_weight * prior
     rows = jnp.concatenate([heads, jnp.tile(-prior[None, :, None], (horizons, 1, 1))], axis=-1)
@@ -178,11 +175,13 @@ def language_losses(
         branch.temperature,
         mode=method.bridge.mode if training else "detach",
         labels=output.codes,
+        noise=method.bridge.logits_of().noise(branch.temperature),
         chunk=method.bridge.chunk,
     )
     read = read_audio(method, branch.lm_params, bridged.embeds, mask)
     losses = {
         "accuracy/bridge": (jnp.sum(bridged.agree * mask), mask.sum()),
+        "accuracy/bridge_entropy": (jnp.sum(bridged.entropy * mask), mask.sum()),
         "accuracy/bridge_sampled": (jnp.sum((bridged.ids == output.codes) * mask), mask.sum()),
     }
     if "bridge" in wanted:

@@ -245,7 +245,8 @@ def evaluate_heldout(run: Run, state, step: int) -> float:
         run.log.listen,
     )
     run.journal.row(step, scalars)
-    run.journal.histogram("eval/codes", histogram, step)
+    for level, counts in enumerate(histogram):
+        run.journal.histogram(f"eval/codes_{level}", counts, step)
     if jax.process_index() == 0:
         heldout.keep_sound(run.workdir / "heldout" / f"{step:07d}", pairs, method.codec.sample_rate)
         for index, (reference, estimate) in enumerate(pairs):

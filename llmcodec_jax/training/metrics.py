@@ -22,18 +22,22 @@ def per_item(values: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]
 
 
 def code_statistics(share: jax.Array) -> dict[str, jax.Array]:
-    """Use and entropy of the codes from their (unnormalised) shares [V].
+    """Use and entropy of the codes from their (unnormalised) shares [Q, V], means over levels.
 
-    usage: fraction of codes with any share above a hundredth of uniform; entropy in nats.
+    usage: fraction of codes with any share above a hundredth of uniform; entropy in nats. Several
+    levels have rows of their own too ("code_entropy/0", ...).
     """
-    total = jnp.maximum(share.sum(), 1e-9)
-    p = share / total
-    entropy = -jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.maximum(p, 1e-20)), 0.0))
-    return {
-        "code_usage": jnp.mean(p > 0.01 / share.size),
+    p = share / jnp.maximum(share.sum(axis=-1, keepdims=True), 1e-9)
+    entropy = -jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.maximum(p, 1e-20)), 0.0), axis=-1)
+    levels = {
+        "code_usage": jnp.mean(p > 0.01 / share.shape[-1], axis=-1),
         "code_entropy": entropy,
         "code_perplexity": jnp.exp(entropy),
     }
+    report = {name: jnp.mean(values) for name, values in levels.items()}
+    if len(share) > 1:
+        report |= {f"{n}/{q}": v for n, values in levels.items() for q, v in enumerate(values)}
+    return report
 
 
 def finite(tree) -> jax.Array:

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from llmcodec_jax.ops.fields import ConfigError, fixed
+from llmcodec_jax.errors import UsageError
+from llmcodec_jax.ops.fields import fixed
 from llmcodec_jax.training.schedules import Schedule
 
 
@@ -34,7 +35,7 @@ class Group:
 
     def __post_init__(self):
         if self.optimizer not in ("adamw", "sgd", "muon"):
-            raise ConfigError(f"optimiser of group {self.name!r} is 'adamw', 'muon' or 'sgd'")
+            raise UsageError(f"optimiser of group {self.name!r} is 'adamw', 'muon' or 'sgd'")
 
     def rate(self, step, schedule: Schedule):
         """Learning rate at a step."""
@@ -48,7 +49,7 @@ def path_name(path) -> str:
 
 
 def assign(params, groups: tuple[Group, ...]):
-    """Tree of group names. Raises ConfigError naming every parameter claimed by none or by two."""
+    """Tree of group names. Raises UsageError naming every parameter claimed by none or by two."""
     patterns = {g.name: re.compile(g.pattern) for g in groups}
     problems, used = [], collections.Counter()
 
@@ -64,7 +65,7 @@ def assign(params, groups: tuple[Group, ...]):
     problems += [f"  group {g!r} claims no parameter" for g in patterns if not used[g]]
     if problems:
         shown = problems[:20] + [f"  ... and {len(problems) - 20} more"] * (len(problems) > 20)
-        raise ConfigError("optimiser groups must cover every parameter once:\n" + "\n".join(shown))
+        raise UsageError("optimiser groups must cover every parameter once:\n" + "\n".join(shown))
     return labels
 
 
@@ -91,12 +92,24 @@ def _from_start(inner, group: Group, schedule: Schedule) -> optax.GradientTransf
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
+STACKED = ("layers", "blocks")
+"""Names of stacks whose layers `nn.scan` keeps on a leading axis."""
+
+
 def _matrices(params):
-    """Axes of a layer stack's matrices [L, in, out] that Muon turns; None leaves a leaf to Adam."""
+    """Axes that Muon turns; None leaves a leaf to Adam.
+
+    In a layer stack a kernel is one matrix a layer, [L, in, out]; elsewhere a kernel of three axes
+    is a convolution's, [taps, in, out]: one matrix from taps and inputs to outputs. First and last
+    layers, [in, out], are Adam's.
+    """
 
     def axes(path, leaf):
-        stacked = path_name(path).endswith("/kernel") and leaf.ndim == 3
-        return optax.contrib.MuonDimensionNumbers(1, 2) if stacked else None
+        *folders, name = path_name(path).split("/")
+        if name != "kernel" or leaf.ndim != 3:
+            return None
+        inputs = 1 if set(STACKED) & set(folders) else (0, 1)
+        return optax.contrib.MuonDimensionNumbers(inputs, 2)
 
     return jax.tree_util.tree_map_with_path(axes, params)
 

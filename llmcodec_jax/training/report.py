@@ -25,6 +25,7 @@ PANELS = {
     **terms.panels(),
     "future-token accuracy": [f"accuracy/ftp_{k}" for k in range(1, 11)],
     "bridge": ["accuracy/bridge", "accuracy/bridge_sampled", "schedule/temperature"],
+    "codes in the bridge's relaxation": ["bridge/effective_codes"],
     "retrieval of the transcript": ["accuracy/retrieval"],
     "gradient norms": [
         "grad_norm/encoder",

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import logging
-import re
 from pathlib import Path
 from typing import Any
 
 from llmcodec_jax.errors import UserError
+from llmcodec_jax.training.config import may_change
 from llmcodec_jax.training.notes import Leaf
 
 logger = logging.getLogger(__name__)
-
-STATE_FIELDS = re.compile(
-    r"seed|codec\.(?!dtype|remat).*|discriminators\.(?!dtype|loss|r1_every).*"
-    r"|lm\.(horizons|bank|config\..*)|bridge\.logits"
-    r"|optim\.groups\..*\.(pattern|optimizer)"
-    r"|data\.(?!workers|threads|buffer|prefetch|eval_batch_size).*"
-)
-"""Config fields that shape the state, the data order or what is held out of it."""
 
 
 class CheckpointError(UserError, RuntimeError):
@@ -60,8 +52,13 @@ def _listed(changed: dict[str, tuple[Any, Any]]) -> str:
 
 def check_config(saved: dict, current: dict, folder: Path) -> None:
     """Raises CheckpointError when a difference would break the state or the order of the data."""
-    changed = differences(saved, current)
-    breaking = {name: values for name, values in changed.items() if STATE_FIELDS.fullmatch(name)}
+    family = current.get("codec", {}).get("name", "auv")
+    old, new = flatten(saved), flatten(current)
+    breaking = {
+        name: values
+        for name, values in differences(saved, current).items()
+        if name in old and name in new and not may_change(name, family)
+    }
     if breaking:
         raise CheckpointError(
             f"{folder} was written by a run whose config differs where the state depends on it:\n"

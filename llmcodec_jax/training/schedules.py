@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from llmcodec_jax.ops.fields import ConfigError
+from llmcodec_jax.errors import UsageError
 
 NEVER = 2.0
 """A start no run reaches: `start=NEVER` switches a part off."""
@@ -45,13 +45,13 @@ class Schedule:
 
     def __post_init__(self):
         if self.total_steps < 1:
-            raise ConfigError(f"schedule.total_steps must be at least 1, got {self.total_steps}")
+            raise UsageError(f"schedule.total_steps must be at least 1, got {self.total_steps}")
         if self.temperature_shape not in ("cosine", "linear"):
-            raise ConfigError("schedule.temperature_shape is 'cosine' or 'linear'")
+            raise UsageError("schedule.temperature_shape is 'cosine' or 'linear'")
         if self.temperature_end <= 0 or self.temperature_start <= 0:
-            raise ConfigError("schedule.temperature_start and temperature_end must be positive")
+            raise UsageError("schedule.temperature_start and temperature_end must be positive")
         if len(self.phases()) > 3:
-            raise ConfigError(
+            raise UsageError(
                 "the schedule has more than three phases, each a compilation: "
                 f"{self.phases()}; let two of codec_start, discriminator_start and lm_start agree"
             )
@@ -113,10 +113,10 @@ class Schedule:
         return self.ramp(step, self.sa_start, self.sa_ramp)
 
     def start_of(self, name: str) -> float:
-        """A start by its name ("codec_start"); "" is the run's own. Raises ConfigError."""
+        """A start by its name ("codec_start"); "" is the run's own. Raises UsageError."""
         starts = [f.name for f in dataclasses.fields(self) if f.name.endswith("_start")]
         if name and name not in starts:
-            raise ConfigError(f"schedule has no {name!r}, only {', '.join(starts)}")
+            raise UsageError(f"schedule has no {name!r}, only {', '.join(starts)}")
         return getattr(self, name) if name else 0.0
 
     def learning_rate(self, step, peak: float, start: float, warmup: float, final: float):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -23,7 +25,7 @@ class TrainState:
     opt_state: tuple
     discriminator_opt_state: tuple
     bank: Bank | None  # negatives of the contrastive loss
-    code_share: jax.Array  # float32 [V], running share of each code (decay 0.99)
+    code_share: jax.Array  # float32 [Q, V], running share of each code (decay 0.99)
     skipped: jax.Array  # int32 [], non-finite updates so far
     bad_streak: jax.Array  # int32 [], non-finite updates in a row
     key: jax.Array  # uint32 [2], the root key: never changes
@@ -31,8 +33,7 @@ class TrainState:
 
 def stream(key, step, name: str) -> jax.Array:
     """The key of one named stream of randomness at one step: a pure function of both."""
-    number = int.from_bytes(name.encode()[:4].ljust(4, b"\0"), "little")
-    return jax.random.fold_in(jax.random.fold_in(key, step), number)
+    return jax.random.fold_in(jax.random.fold_in(key, step), zlib.crc32(name.encode()))
 
 
 def init_params(method: Method, lm_params, key) -> tuple[dict, dict]:
@@ -61,7 +62,7 @@ def init_params(method: Method, lm_params, key) -> tuple[dict, dict]:
 
 def init_state(method: Method, lm_params, seed: int) -> TrainState:
     """The state before the first step; jit it (or `jax.eval_shape` it) to build it sharded."""
-    key = jax.random.key(seed)
+    key, codec = jax.random.key(seed), method.codec
     params, batch_stats = init_params(method, lm_params, stream(key, 0, "init"))
     discriminator, discriminator_opt_state = {}, ()
     if method.discriminators is not None:
@@ -83,7 +84,7 @@ def init_state(method: Method, lm_params, seed: int) -> TrainState:
         opt_state=optimiser(params, method.groups, method.schedule).init(params),
         discriminator_opt_state=discriminator_opt_state,
         bank=bank,
-        code_share=jnp.zeros((method.codec.codebook_size,), jnp.float32),
+        code_share=jnp.zeros((codec.levels, codec.codebook_size), jnp.float32),
         skipped=jnp.zeros((), jnp.int32),
         bad_streak=jnp.zeros((), jnp.int32),
         key=jax.random.key_data(key),

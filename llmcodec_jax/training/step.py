@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -78,26 +79,39 @@ def gather_gradients(
     return total._replace(text=text), batch_stats
 
 
+def penalty(method: Method, params: dict, batch: Batch, key: jax.Array) -> jax.Array:
+    """The R1 penalty of some clips, weighted up for its laziness (docs/method.md, section 6)."""
+
+    def discriminate(wav):
+        return method.discriminators.apply({"params": params}, wav, batch.wav_length)
+
+    total, count = adversarial.r1_penalty(
+        discriminate, batch.wav, key, gamma=method.weights.r1, interval=method.game.r1_every
+    )
+    return total / count
+
+
 def penalise(method: Method, state: TrainState, batch: Batch, gradients: dict) -> tuple[dict, dict]:
-    """Adds the lazy R1 penalty's gradient every `r1_every` steps (docs/method.md, section 6)."""
-    every = method.game.r1_every
+    """Adds the lazy R1 penalty's gradient every `r1_every` steps, in micro-batches."""
     key = stream(jax.random.wrap_key_data(state.key), state.step, "r1")
-
-    def penalty(params):
-        def discriminate(wav):
-            return method.discriminators.apply({"params": params}, wav, batch.wav_length)
-
-        total, count = adversarial.r1_penalty(
-            discriminate, batch.wav, key, gamma=method.weights.r1, interval=every
-        )
-        return total / count
+    gradient = jax.value_and_grad(functools.partial(penalty, method))
 
     def due():
-        value, extra = jax.value_and_grad(penalty)(state.discriminator)
-        return value, jax.tree.map(jnp.add, gradients, extra)
+        if method.accumulate == 1:
+            value, extra = gradient(state.discriminator, batch, key)
+            return value, jax.tree.map(jnp.add, gradients, extra)
+
+        def body(total, index_and_part):
+            index, part = index_and_part
+            found = gradient(state.discriminator, part, jax.random.fold_in(key, index))
+            return jax.tree.map(lambda a, b: a + b / method.accumulate, total, found), None
+
+        start = (jnp.zeros(()), gradients)
+        parts = (jnp.arange(method.accumulate), split(batch, method.accumulate))
+        return jax.lax.scan(body, start, parts)[0]
 
     value, gradients = jax.lax.cond(
-        state.step % every == 0, due, lambda: (jnp.zeros(()), gradients)
+        state.step % method.game.r1_every == 0, due, lambda: (jnp.zeros(()), gradients)
     )
     return gradients, {"loss/r1": value}
 
@@ -125,6 +139,8 @@ def _report(method: Method, step, losses, weights) -> dict:
     """Raw and weighted losses and the schedule at this step, as "section/name" scalars."""
     means = metrics.means(losses)
     report = {(n if n.startswith("accuracy/") else f"loss/{n}"): v for n, v in means.items()}
+    if method.lm and "accuracy/bridge_entropy" in report:
+        report["bridge/effective_codes"] = jnp.exp(report.pop("accuracy/bridge_entropy"))
     report |= {f"weighted/{n}": w * means[n] for n, w in weights.items() if n in means}
     report |= {f"lr/{g.name}": g.rate(step, method.schedule) for g in method.groups}
     if method.lm:
@@ -151,6 +167,8 @@ def update_codec(
     )
     params = optax.apply_updates(state.params, updates)
     if method.training.revive_every and phase.codec:
+        if not method.train_norm:  # else the codec has counted them itself
+            batch_stats = method.codec.count_codes(batch_stats, gradients.histogram)
         params, batch_stats = revive_codes(method, state, params, batch_stats, batch)
     sizes = norms(gradients.codec, assign(state.params, method.groups))
     changes = {"params": params, "batch_stats": batch_stats, "opt_state": opt_state}
@@ -192,7 +210,7 @@ def train_step(
 ) -> tuple[TrainState, dict]:
     """One update of both players -> (next state, scalar metrics).
 
-    A step with a non-finite loss or gradient changes nothing but the counters.
+    A step with a non-finite loss, gradient or updated parameter changes nothing but the counters.
     """
     gradients, batch_stats = gather_gradients(method, phase, state, lm_params, batch)
     report = _report(method, state.step, gradients.losses, step_weights(method, state.step))
@@ -209,7 +227,8 @@ def train_step(
     decay = CODE_SHARE_DECAY
     changes["code_share"] = state.code_share * decay + gradients.histogram * (1 - decay)
     # One scalar for all leaves: behind a barrier, lest it be computed again in each leaf's kernel.
-    ok = jax.lax.optimization_barrier(metrics.finite((report, sizes)))
+    moved = (changes["params"], changes.get("discriminator"), changes["batch_stats"])
+    ok = jax.lax.optimization_barrier(metrics.finite((report, sizes, moved)))
     after = accept(state, state.replace(**changes), ok)
     report |= {f"grad_norm/{name}": size for name, size in sizes.items()}
     report |= {f"codes/{k}": v for k, v in metrics.code_statistics(after.code_share).items()}
@@ -218,7 +237,7 @@ def train_step(
 
 
 def eval_step(state: TrainState, lm_params, batch: Batch, *, method: Method) -> dict:
-    """Held-out batch -> {"wav" [B, N], "codes" [B, T], "histogram" [V], "losses" (sum, count)}.
+    """Held-out batch -> {"wav" [B, N], "codes" [B, T], "histogram" [Q, V], "losses" (sum, count)}.
 
     No domain is given, all codes are open, the bridge samples without noise.
     """
@@ -242,6 +261,6 @@ def eval_step(state: TrainState, lm_params, batch: Batch, *, method: Method) -> 
     return {
         "wav": wav,
         "codes": output.codes,
-        "histogram": code_histogram(output, method.codec.codebook_size),
+        "histogram": code_histogram(method, output),
         "losses": losses,
     }

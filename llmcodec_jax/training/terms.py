@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from llmcodec_jax.errors import UsageError
 from llmcodec_jax.lm.heads import horizon_weights
-from llmcodec_jax.ops.fields import ConfigError
 from llmcodec_jax.training.schedules import Schedule
 from llmcodec_jax.types import Batch, Losses
 
@@ -83,7 +83,7 @@ class LossWeights:
     def __post_init__(self):
         negative = [n for n, v in dataclasses.asdict(self).items() if v < 0]
         if negative:
-            raise ConfigError(f"weights.{negative[0]} is negative")
+            raise UsageError(f"weights.{negative[0]} is negative")
 
     def terms(self) -> tuple[Term, ...]:
         """Those that are computed: of a weight that is not 0 throughout."""

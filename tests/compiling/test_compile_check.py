@@ -87,7 +87,8 @@ def test_work_of_a_strided_convolution_and_its_gradient():
 
     forward = costs.traced_work(conv, jnp.zeros((1, 64, 3))).flops
     assert forward == 2 * 32 * 5 * 4 * 3
-    both = costs.traced_work(jax.grad(lambda x: conv(x).sum()), jnp.zeros((1, 64, 3))).flops
+    squares = jax.grad(lambda x: jnp.square(conv(x)).sum())  # reads the forward pass as well
+    both = costs.traced_work(squares, jnp.zeros((1, 64, 3))).flops
     assert both == 2 * forward
 
 
@@ -169,3 +170,15 @@ def test_the_command_for_a_tpu(tmp_path):
     result = check("v5e:2x2", tmp_path / "report.json")
     assert result.returncode == 0, result.stderr[-2000:]
     looks_right(json.loads((tmp_path / "report.json").read_text()), 4)
+
+
+def test_work_that_nothing_depends_on_is_not_counted():
+    x = jnp.zeros((8, 8))
+
+    def layers(x):
+        def layer(carry, _):
+            return carry @ x, carry @ carry @ x  # what is collected here is read by nobody
+
+        return jax.lax.scan(layer, x, None, length=3)[0]
+
+    assert costs.traced_work(layers, x).flops == 3 * 2 * 8**3

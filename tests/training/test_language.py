@@ -10,12 +10,13 @@ import pytest
 from llmcodec_jax import bridge as bridging
 from llmcodec_jax.training.language import Branch, language_losses, target_gradient
 from llmcodec_jax.training.method import Bridge
-from llmcodec_jax.training.state import init_state
-from llmcodec_jax.types import CodecOutput
+from llmcodec_jax.training.state import init_state, stream
+from llmcodec_jax.types import CodecOutput, Search
 from tests.training.test_step import lm, tiny_batch, tiny_method  # noqa: F401 (a fixture)
 
 B, T, D, V, H, K = 2, 7, 4, 11, 6, 3
 TEMPERATURE = 0.7
+STREAMS = ("bridge", "bridge_targets", "jitter", "r1", "revive", "init", "disc", "eval")
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_target_gradient_is_the_relaxed_cross_entropy(parts):
         logits = bridging.Logits(query, table, jnp.zeros(V))
         branch = Branch(
             params={"ftp_heads": heads}, lm_params={}, output=output, batch=None, bank=None,
-            code_share=share, key=None, gate=1.0, temperature=TEMPERATURE,
+            code_share=share[None], key=None, gate=1.0, temperature=TEMPERATURE,
         )  # fmt: skip
         return weights @ target_gradient(method, branch, logits, hidden)
 
@@ -111,3 +112,76 @@ def test_bridge_relaxation_is_the_one_the_target_gradient_uses(parts):
     )  # fmt: skip
     plain = bridging.bridge_from_noise(query @ table.T, 0.0, rows, TEMPERATURE, "ste")
     np.testing.assert_allclose(fused.embeds, plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("logits", ["native", "projection"])
+def test_gate_and_detach_spare_the_whole_codec_its_codebook_too(lm, logits):  # noqa: F811
+    """What reaches the codec of the LM branch's losses: all at gate 1, else not one row of it."""
+    batch = tiny_batch()
+
+    def reached(mode, gate):
+        method = tiny_method()
+        bridge = dataclasses.replace(method.bridge, logits=logits, mode=mode)
+        method = dataclasses.replace(method, bridge=bridge)
+        state = init_state(method, lm, 0)
+
+        def loss(codec, gate):
+            variables = {"params": codec, "batch_stats": state.batch_stats}
+            output = method.codec.apply(variables, batch.wav, batch.wav_length, method="encode")
+            branch = Branch(
+                state.params | {"codec": codec}, lm, output, batch, state.bank,
+                state.code_share, jax.random.key(0), gate, 1.0,
+            )  # fmt: skip
+            losses, _ = language_losses(method, branch)
+            return losses["ftp/1"][0] + losses["bridge"][0]
+
+        gradient = jax.jit(jax.grad(loss))
+        codec = state.params["codec"]
+        return [gradient(codec, jnp.float32(value)) for value in gate]
+
+    size = lambda tree: sum(float(jnp.abs(x).sum()) for x in jax.tree.leaves(tree))  # noqa: E731
+    opened, closed = reached("ste", (1.0, 0.0))
+    (detached,) = reached("detach", (1.0,))
+    assert size(closed) == size(detached) == 0
+    assert size(opened["encoder"]) > 0
+    codebook = opened["quantizer"]["level_0"]["codebook"]
+    assert size(codebook) > 0
+
+
+def test_native_temperature_acts_on_noise_and_relaxation():
+    """Scores are logits / tau + gumbel: the picks sharpen with tau, and so does the relaxation."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    table = jax.random.normal(keys[0], (64, 4))
+    query = table[jax.random.randint(keys[1], (1, 4000), 0, 64)] + 0.1
+    codes = jnp.argmin(jnp.sum(jnp.square(query[..., None, :] - table), -1), -1)
+    output = CodecOutput(query, codes, query, query[:, :, None], jnp.zeros(1), codes >= 0)
+    native = bridging.Native(0.5)
+    logits = native({}, output, Search(table, "euclidean"), 1.0)
+    found = {}
+    for tau in (1.0, 0.1):
+        args = (*logits, jnp.eye(64), keys[2], tau)
+        found[tau] = bridging.bridge(*args, mode="gumbel", labels=codes, noise=native.noise(tau))
+    agreement = {tau: float((o.ids == codes).mean()) for tau, o in found.items()}
+    assert agreement[0.1] > agreement[1.0] + 0.05
+    clean = jnp.einsum("btd,vd->btv", logits.query, logits.weight) + logits.bias
+    picks = jax.nn.softmax(clean / 0.1, axis=-1)
+    expected = float(jnp.take_along_axis(picks, codes[..., None], axis=-1).mean())
+    assert agreement[0.1] == pytest.approx(expected, abs=0.03)
+    # A projection's picks, as published, do not change with the temperature.
+    assert bridging.Projection().noise(0.1) == bridging.Projection().noise(1.0) == 1.0
+
+
+def test_entropy_of_the_relaxation_is_that_of_its_softmax(parts):
+    query, table, _, _, output = parts
+    for chunk in (128, 4096):
+        fused = bridging.bridge(
+            query, table, jnp.zeros(V), jnp.eye(V), jax.random.key(0), TEMPERATURE,
+            mode="ste", labels=output.codes, chunk=chunk,
+        )  # fmt: skip
+        p = jax.nn.softmax(query @ table.T / TEMPERATURE, axis=-1)
+        np.testing.assert_allclose(fused.entropy, -jnp.sum(p * jnp.log(p), -1), atol=1e-5)
+
+
+def test_streams_are_keyed_by_their_whole_names():
+    keys = {n: jax.random.key_data(stream(jax.random.key(0), 3, n)).tolist() for n in STREAMS}
+    assert len({str(key) for key in keys.values()}) == len(STREAMS)

@@ -85,3 +85,16 @@ def test_muon_turns_layer_matrices_and_leaves_the_rest_to_adam():
         assert scales.max() < 2 * scales.min()  # the gradient's differ by more
         assert np.sum(matrix * gradient) < 0  # downhill
         assert np.isclose(np.sqrt(np.mean(np.square(matrix))), 0.2 * 0.1, rtol=0.3)
+
+
+def test_muon_knows_a_convolution_from_a_layer_stack():
+    """[taps, in, out] is one matrix from taps and inputs to outputs, not one a tap."""
+    gradient = jax.random.normal(jax.random.key(0), (3, 8, 16))
+    params = {"down_0": {"kernel": jnp.zeros(gradient.shape)}}
+    group = Group("all", ".*", "muon", learning_rate=0.1, final=1.0)
+    transform = optimiser(params, (group,), Schedule(100))
+    tree = {"down_0": {"kernel": gradient}}
+    updates, _ = transform.update(tree, transform.init(params), params, step=0)
+    whole = np.asarray(updates["down_0"]["kernel"]).reshape(24, 16)
+    scales = np.linalg.svd(whole, compute_uv=False)
+    assert scales.max() < 2 * scales.min()

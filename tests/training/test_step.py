@@ -8,15 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import base
+from configs import base, miniature, quickstart
 from llmcodec_jax.lm.decoder import init_params
+from llmcodec_jax.training import metrics, terms
 from llmcodec_jax.training.config import read_config
-from llmcodec_jax.training.gradients import batch_counts
+from llmcodec_jax.training.gradients import batch_counts, sound_losses
 from llmcodec_jax.training.method import Method
+from llmcodec_jax.training.optim import Group
 from llmcodec_jax.training.schedules import NEVER, Phase
-from llmcodec_jax.training.state import init_state
-from llmcodec_jax.training.step import gather_gradients, train_step
-from llmcodec_jax.types import Batch
+from llmcodec_jax.training.state import init_state, stream
+from llmcodec_jax.training.step import gather_gradients, penalise, penalty, train_step
+from llmcodec_jax.types import Batch, CodecOutput
 from tests.conftest import babble, tiny_lm_config
 
 EVERYTHING = Phase(codec=True, discriminator=True, lm=True)
@@ -222,3 +224,93 @@ def test_without_the_lm_a_step_does_no_lm_work(lm, state):
 
 def test_never_is_never():
     assert NEVER > 1
+
+
+def test_terms_of_weight_zero_are_not_computed():
+    """So nothing that goes wrong in one can block the update."""
+    weights = dataclasses.replace(
+        tiny_method().weights, complex_stft=0, mel=0, mel_final=0, vq=0, feature_matching=0,
+        feature_matching_final=0,
+    )  # fmt: skip
+    method, batch = tiny_method(weights=weights), tiny_batch()
+    output = CodecOutput(*5 * [jnp.full(4, jnp.nan)], frame_mask=None)
+    losses = jax.eval_shape(lambda w: sound_losses(method, batch, output, w), batch.wav)
+    assert set(losses) == {"multi_scale_mel", "multi_resolution_stft"}
+    names = {term.name for term in method.terms}
+    assert "adversarial" in names
+    assert not names & {"complex_stft", "mel", "vq", "feature_matching"}
+
+
+def test_a_loss_without_weight_and_a_weight_without_loss_are_refused():
+    one = (jnp.zeros(()), jnp.ones(()))
+    weights = tiny_method().weights
+    every = {t.name: one for t in weights.terms() if t.part == "codec"}
+    assert terms.check_losses(every, weights, ("codec",), 0) == every
+    with pytest.raises(ValueError, match=r"without a weight: \['new'\]"):
+        terms.check_losses(every | {"new": one}, weights, ("codec",), 0)
+    del every["vq"]
+    with pytest.raises(ValueError, match=r"without a loss: \['vq'\]"):
+        terms.check_losses(every, weights, ("codec",), 0)
+
+
+def test_r1_under_accumulation_works_on_micro_batches(lm, state):
+    """The penalty is the mean over parts, and no array of it holds the whole batch."""
+    method, batch = tiny_method(accumulate=2), tiny_batch()
+    zeros = jax.tree.map(jnp.zeros_like, state.discriminator)
+    run = jax.jit(lambda s: penalise(method, s, batch, zeros))
+    gradients, report = run(state)
+    key = stream(jax.random.wrap_key_data(state.key), 0, "r1")
+    total, expected = jnp.zeros(()), zeros
+    one = jax.jit(jax.value_and_grad(functools.partial(penalty, method)))
+    for index in range(2):
+        part = jax.tree.map(lambda x, i=index: x[i::2], batch)
+        value, gradient = one(state.discriminator, part, jax.random.fold_in(key, index))
+        total += value / 2
+        expected = jax.tree.map(lambda a, b: a + b / 2, expected, gradient)
+    np.testing.assert_allclose(report["loss/r1"], total, rtol=1e-4)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), gradients, expected
+    )
+
+
+def test_parameters_that_overflow_are_not_accepted(lm):
+    """Finite losses and gradients, but a step so long that what it leads to is not finite."""
+    group = Group("all", ".*", "sgd", learning_rate=3e38, final=1.0, clip=1e30, weight_decay=1e3)
+    method = tiny_method(lm=None, groups=(group,))
+    state = jax.jit(lambda: init_state(method, None, 0))()
+    step = functools.partial(train_step, method=method, phase=Phase(True, False, False))
+    after, report = jax.jit(step)(state, None, tiny_batch())
+    assert np.isfinite(report["loss/mel"])
+    assert np.isfinite(report["grad_norm/all"])
+    assert int(after.bad_streak) == 1
+    jax.tree.map(np.testing.assert_array_equal, state.params, after.params)
+
+
+def test_code_statistics_cover_every_level():
+    even, single = jnp.ones(8), jnp.zeros(8).at[3].set(5.0)
+    report = metrics.code_statistics(jnp.stack([even, single]))
+    assert float(report["code_entropy/0"]) == pytest.approx(np.log(8), rel=1e-5)
+    assert float(report["code_entropy/1"]) == pytest.approx(0.0, abs=1e-6)
+    assert float(report["code_usage"]) == pytest.approx((1 + 1 / 8) / 2)
+
+
+@pytest.mark.parametrize(("init", "learns"), [("", True), ("mini", False)])
+def test_fine_tuning_keeps_the_statistics_of_the_norm(init, learns):
+    c = quickstart.get_config()
+    c.init = init
+    assert Method.from_config(read_config(c), None).train_norm == learns
+    tuned = miniature.get_config().tuned
+    tuned.init = "base"
+    assert not Method.from_config(read_config(tuned), None).train_norm
+
+
+def test_revival_counts_codes_where_the_norm_stands_still():
+    codec = tiny_method().codec
+    uniform = jnp.full(64, 1 / 64)
+    stats = {"quantizer": {"level_0": {"usage": uniform}}}
+    counted = codec.count_codes(stats, jnp.zeros((1, 64)).at[0, 5].set(9.0))
+    usage = counted["quantizer"]["level_0"]["usage"]
+    assert float(usage[5]) > float(usage[4])
+    assert float(usage.sum()) == pytest.approx(1.0, rel=1e-5)
+    unheard = codec.count_codes(stats, jnp.zeros((1, 64)))
+    np.testing.assert_array_equal(unheard["quantizer"]["level_0"]["usage"], uniform)
