@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
     adam = dict(optimizer="adamw", learning_rate=1e-4, warmup=0.08)
     c.optim.groups = ConfigDict(
         {
-            "encoder": group(r"codec/(encoder|quantizer)/.*", "codec_start", **sgd),
+            "encoder": group(r"codec/(?!decoder/).*", "codec_start", **sgd),
             "decoder": group(r"codec/decoder/.*", "codec_start", **sgd),
             "bridge": group(r"bridge/.*", "lm_start", **adam),
             "audio_embedding": group(r"audio_embedding", "lm_start", **adam),

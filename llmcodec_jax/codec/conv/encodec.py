@@ -13,12 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from llmcodec_jax.codec import layout
-from llmcodec_jax.codec.conv.family import ConvCodec, count, size, told
+from llmcodec_jax.codec.conv.family import EuclideanCodec, count, size, told
 from llmcodec_jax.codec.conv.residual_vq import ResidualEuclidean
 from llmcodec_jax.codec.conv.rows import ENCODEC, TRANSFORMERS, SEANetRows, euclidean, seanet_sizes
 from llmcodec_jax.codec.conv.seanet import SEANetConfig, SEANetDecoder, SEANetEncoder
 from llmcodec_jax.codec.layout import Tensor
-from llmcodec_jax.types import Search
 
 NORMS = {"weight_norm": "weight", "time_group_norm": "group"}
 PAD_MODES = {"constant": "zero", "zero": "zero", "reflect": "reflect", "replicate": "replicate"}
@@ -38,7 +37,7 @@ CONFIG = {
 """transformers' config.json -> fields."""
 
 
-class EnCodec(ConvCodec):
+class EnCodec(EuclideanCodec):
     """The published 24 kHz codec at any size; satisfies `types.Codec`. The defaults are it."""
 
     sample_rate: int = 24_000  # Hz
@@ -95,18 +94,10 @@ class EnCodec(ConvCodec):
         """wav [B, N] -> latent [B, T, D]."""
         return self.encoder(wav[..., None], length)[0]
 
-    def quantise(self, latent, mask, domain, levels, train):
-        """latent [B, T, D] -> Quantised."""
-        return self.quantizer(latent, mask, levels, train)
-
     def synthesise(self, quantised, mask):
         """quantised [B, T, D] -> wav float32 [B, T * hop]."""
         length = None if mask is None else jnp.sum(mask, axis=1)
         return self.decoder(quantised, length)[0][..., 0].astype(jnp.float32)
-
-    def search(self, level: int = 0) -> Search:
-        """One level's codebook, float32 [V, D]."""
-        return Search(self.quantizer.table(level), "euclidean")
 
 
 def tensor_table(codec: EnCodec, names=TRANSFORMERS) -> list[Tensor]:
