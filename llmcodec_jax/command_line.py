@@ -48,14 +48,15 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def _config_path(argv: list[str]) -> str | None:
-    """What --config names. Raises flags.Error where there is no such file: absl would go on."""
+    """What the last --config names. Raises flags.Error where there is no such file, of which absl
+    would only tell."""
+    path = None
     for word, after in zip(argv, [*argv[1:], ""], strict=True):
         if name := re.fullmatch(r"--?config(?:=(.*))?", word):
             path = after if name[1] is None else name[1]
             if not Path(path.partition(":")[0]).is_file():
                 raise flags.Error(f"--config: there is no file {path!r}")
-            return path
-    return None
+    return path
 
 
 def unknown_field(argv: list[str]) -> str | None:

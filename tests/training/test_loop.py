@@ -16,6 +16,7 @@ import pytest
 
 from llmcodec_jax.training import distributed, journal, loop, sharding
 from llmcodec_jax.training.checkpoint import Checkpoints
+from llmcodec_jax.training.config import LogConfig, default_config, read_config
 from llmcodec_jax.training.interrupt import Interrupted
 from llmcodec_jax.training.resume import CheckpointError
 from llmcodec_jax.training.schedules import Phase
@@ -81,10 +82,8 @@ class Batches:
         return {"batches": self.next}
 
 
-LOG = types.SimpleNamespace(
-    every=1, eval_every=4, checkpoint_every=3, profile=(0, 0), listen=0, keep=2
-)
-CONFIG = {"data": {"batch_size": 1, "clip_seconds": 1.0}}
+LOG = LogConfig(every=1, eval_every=4, checkpoint_every=3, listen=0, keep=2)
+CONFIG = read_config(default_config())
 
 
 @pytest.fixture
@@ -102,7 +101,7 @@ def go(tmp_path, monkeypatch):
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
         )
         checkpoints = Checkpoints(tmp_path, LOG.keep)
-        found = checkpoints.restore(abstract, CONFIG, "")
+        found = checkpoints.restore(abstract, CONFIG.source, "")
         position = {"batches": 0}
         if found:
             state, position = found
