@@ -17,6 +17,7 @@ import numpy as np
 
 from llmcodec_jax import audio, types
 from llmcodec_jax.codec import registry, store, windows
+from llmcodec_jax.codec.streaming import Stream
 
 BUCKET_SECONDS = (2.0, 6.0, 15.0, 30.0)
 """Padded lengths; at 50 Hz 100, 300, 750 and 1500 frames."""
@@ -148,6 +149,13 @@ class Codec:
             self.hop,
             fade=round(FADE_SECONDS * self.frame_rate),
         )
+
+    def stream(self, frames: int = 1, levels: int | None = None) -> Stream:
+        """Live coding in chunks of `frames` frames, for causal codecs (see `Stream`).
+
+        `levels`: codebooks used, by default all. Raises UsageError for a codec that cannot stream.
+        """
+        return Stream(self.module, self.variables, frames, levels)
 
     def prepare(self, wav, sample_rate: int | None = None) -> np.ndarray:
         """Any audio -> mono float32 [N] at the codec's rate. Raises ValueError."""

@@ -82,6 +82,13 @@ class EnCodec(EuclideanCodec):
             trim_right=self.trim_right,
         )
 
+    @property
+    def stream_lead(self) -> int:
+        """Frames that the first call of a stream must see; causal networks alone have it."""
+        if not self.causal or self.norm == "group":
+            raise AttributeError("stream_lead")
+        return self.seanet.lead
+
     def setup(self):
         dtype = jnp.dtype(self.dtype)
         self.encoder = SEANetEncoder(self.seanet, dtype)

@@ -8,6 +8,9 @@ what single clips give; outputs past a length are unspecified.
 Causal layers stream. Applied with `mutable=["stream"]` they leave what the next call needs of
 their past in the collection `stream`; applied with that collection, they go on from there
 instead of padding at the left.
+
+Weight norm is folded alike: applied with `mutable=["folded"]` layers leave their finished kernels
+in that collection, and applied with it they read them there instead of their factors.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import jax.numpy as jnp
 PAD_MODES = ("zero", "reflect", "replicate")
 NORMS = ("none", "weight", "group")
 STREAM = "stream"
+FOLDED = "folded"
 TORCH_UNIFORM = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 """PyTorch's own start of linear and convolution layers: uniform within 1 / sqrt(fan-in)."""
 
@@ -116,11 +120,16 @@ class _Kernel(nn.Module):
             raise ValueError(f"norm {self.norm!r} is not one of {', '.join(NORMS)}")
         if self.norm != "weight":
             return self.param("kernel", TORCH_UNIFORM, shape, jnp.float32).astype(self.dtype)
+        if self.has_variable(FOLDED, "kernel"):
+            return self.get_variable(FOLDED, "kernel")
         direction = self.param("direction", TORCH_UNIFORM, shape, jnp.float32)
         axes = tuple(axis for axis in range(len(shape)) if axis != gain_axis)
         size = jnp.sqrt(jnp.sum(jnp.square(direction), axis=axes, keepdims=True))
         scale = self.param("scale", lambda _: size.reshape(-1).astype(jnp.float32))
-        return (direction * (scale.reshape(size.shape) / size)).astype(self.dtype)
+        kernel = (direction * (scale.reshape(size.shape) / size)).astype(self.dtype)
+        if self.is_mutable_collection(FOLDED) and not self.is_initializing():
+            self.put_variable(FOLDED, "kernel", kernel)
+        return kernel
 
     def _finish(self, y: jax.Array, length: jax.Array | None) -> jax.Array:
         """Adds the bias and applies the group norm."""

@@ -147,6 +147,11 @@ class Mimi(ConvCodec):
             lstm_layers=0,
         )
 
+    @property
+    def stream_lead(self) -> int:
+        """Frames that the first call of a stream must see."""
+        return self.seanet.lead
+
     def setup(self):
         dtype = jnp.dtype(self.dtype)
         transformer = dict(

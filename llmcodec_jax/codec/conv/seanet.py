@@ -42,6 +42,22 @@ class SEANetConfig:
     bidirectional: bool = False  # the encoder's LSTM; the decoder's looks back only
     trim_right: float = 1.0  # share of a causal transposed convolution's spare cut at the right
 
+    @property
+    def lead(self) -> int:
+        """Frames from which the padded start of every layer follows, of a causal network.
+
+        One where the padding is zeros; reflections need as many steps after the first as they
+        are long, which is most at the lowest rates.
+        """
+        if self.pad_mode != "reflect":
+            return 1
+        need = max(self.kernel, self.last_kernel)  # at frame rate, in the decoder or the encoder
+        for index, stride in enumerate(self.strides):
+            steps = math.prod(self.strides[index:])  # of a frame, before this stride
+            widest = (self.residual_kernel - 1) * self.dilation_growth ** (self.residual_layers - 1)
+            need = max(need, -(-(max(widest, stride, self.kernel - 1) + 1) // steps))
+        return need
+
     def conv(self, inputs: int, features: int, kernel: int, dtype, **options) -> Conv1d:
         """A convolution of this network; options as of Conv1d."""
         return Conv1d(
