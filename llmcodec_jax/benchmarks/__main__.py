@@ -7,7 +7,7 @@ import sys
 
 NAMES = {
     "fused": "memory and time of the fused bridge and losses beside their plain forms",
-    "codec": "encode and decode, seconds per clip",
+    "codec": "encode, decode and stream, seconds per clip",
     "data": "the loader, seconds of audio per second",
 }
 

@@ -1,8 +1,9 @@
-"""Seconds to encode and decode a 4-second clip, compilation apart.
+"""Seconds to encode and decode a 4-second clip, compilation apart, and to stream it.
 
-    python -m llmcodec_jax.benchmarks codec [--codec CODEC] [--batch 1 8]
+    python -m llmcodec_jax.benchmarks codec [--family auv | --codec CODEC] [--batch 1 8] [--stream]
 
-Without --codec: the published architecture with random weights (speed does not depend on them).
+Without --codec: the published architecture of a family with random weights, on which speed does
+not depend. CPU seconds add up all cores, so other work on the machine weighs little in them.
 """
 
 from __future__ import annotations
@@ -14,16 +15,40 @@ import sys
 import time
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmcodec_jax.codec import store
-from llmcodec_jax.codec.auv.model import AUV
+from llmcodec_jax.codec import registry, store
+from llmcodec_jax.codec.streaming import Stream
 
 
-def measure(codec: AUV, variables, batch: int, seconds: float, repeats: int) -> dict[str, float]:
-    """Encodes and decodes `batch` clips -> compile seconds; best and median seconds per clip."""
+def random_variables(codec: nn.Module) -> dict:
+    """Weights that keep signals near unit size, drawn without compiling anything."""
+    rng = np.random.default_rng(0)
+    wav = jax.ShapeDtypeStruct((1, 8 * codec.hop), jnp.float32)
+    shapes = jax.eval_shape(lambda x: codec.init(jax.random.key(0), x, method="reconstruct"), wav)
+
+    def draw(leaf):
+        scale = float(np.prod(leaf.shape[:-1])) ** -0.5 if leaf.ndim > 1 else 1.0
+        return (scale * (0.5 + rng.random(leaf.shape))).astype(leaf.dtype)
+
+    return jax.tree.map(draw, shapes)
+
+
+def clock(call, repeats: int) -> list[tuple[float, float]]:
+    """(wall seconds, CPU seconds) of each of `repeats` calls."""
+    times = []
+    for _ in range(repeats):
+        wall, cpu = time.perf_counter(), time.process_time()
+        jax.block_until_ready(call())
+        times.append((time.perf_counter() - wall, time.process_time() - cpu))
+    return times
+
+
+def measure(codec: nn.Module, variables, batch: int, seconds: float, repeats: int) -> dict:
+    """Encodes and decodes `batch` clips -> compile seconds; seconds and CPU seconds per clip."""
     samples = int(seconds * codec.sample_rate) // codec.hop * codec.hop
     noise = np.random.default_rng(0).standard_normal((batch, samples))
     wav = jnp.asarray(0.1 * noise, jnp.float32)
@@ -40,12 +65,33 @@ def measure(codec: AUV, variables, batch: int, seconds: float, repeats: int) -> 
     decode = jax.jit(decode).lower(variables, codes).compile()
     compiled = time.perf_counter() - start
     decode(variables, codes).block_until_ready()
-    times = []
+    there, back = (
+        clock(call, repeats)
+        for call in (lambda: encode(variables, wav), lambda: decode(variables, codes))
+    )
+    walls = [(a[0] + b[0]) / batch for a, b in zip(there, back, strict=True)]
+    return {
+        "compile": compiled,
+        "best": min(walls),
+        "median": statistics.median(walls),
+        "encode_cpu": min(cpu for _, cpu in there) / batch,
+        "decode_cpu": min(cpu for _, cpu in back) / batch,
+    }
+
+
+def measure_stream(codec: nn.Module, variables, seconds: float, repeats: int) -> list[float]:
+    """CPU seconds that a second of audio takes there and back, frame by frame, for each repeat."""
+    samples = int(seconds * codec.sample_rate) // codec.hop * codec.hop
+    wav = 0.1 * np.random.default_rng(0).standard_normal(samples).astype(np.float32)
+    stream, factors = Stream(codec, variables), []
+    stream.decode(stream.encode(wav))  # compiles both kinds of step
     for _ in range(repeats):
-        start = time.perf_counter()
-        decode(variables, encode(variables, wav)).block_until_ready()
-        times.append((time.perf_counter() - start) / batch)
-    return {"compile": compiled, "best": min(times), "median": statistics.median(times)}
+        stream.reset()
+        busy = time.process_time()
+        for chunk in wav.reshape(-1, codec.hop):
+            stream.decode(stream.encode(chunk))
+        factors.append((time.process_time() - busy) * codec.sample_rate / samples)
+    return factors
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -54,20 +100,19 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--codec", type=Path, help="CODEC to measure instead of random weights")
+    parser.add_argument("--family", default="auv", choices=sorted(registry.FAMILIES))
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="clips at once")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of a clip")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--stream", action="store_true", help="also frame by frame")
     args = parser.parse_args(argv)
     if args.codec:
         codec, variables = store.load(args.codec)
         codec = codec.clone(dtype=args.dtype)
     else:
-        codec = AUV(dtype=args.dtype)
-        shortest = jnp.zeros((1, 4 * codec.hop))
-        variables = jax.jit(lambda key: codec.init(key, shortest, method="reconstruct"))(
-            jax.random.key(0)
-        )
+        codec = registry.FAMILIES[args.family].module(dtype=args.dtype)
+        variables = random_variables(codec)
     variables = jax.device_put(variables)
     count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     device = jax.devices()[0].device_kind
@@ -76,8 +121,16 @@ def main(argv: list[str] | None = None) -> int:
         result = measure(codec, variables, batch, args.seconds, args.repeats)
         print(
             f"batch {batch}: {result['best']:.3f} s per {args.seconds:g}-s clip (median "
-            f"{result['median']:.3f}), {args.seconds / result['best']:.1f} x real time; "
-            f"compilation {result['compile']:.1f} s"
+            f"{result['median']:.3f}), {args.seconds / result['best']:.1f} x real time; CPU "
+            f"seconds {result['encode_cpu']:.3f} to encode, {result['decode_cpu']:.3f} to decode; "
+            f"compilation {result['compile']:.1f} s",
+            flush=True,
+        )
+    if args.stream:
+        factors = measure_stream(codec, variables, args.seconds, args.repeats)
+        print(
+            f"stream, one frame at a time: {min(factors):.3f} CPU seconds per second of audio "
+            f"(median {statistics.median(factors):.3f})"
         )
     return 0
 
