@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import os
@@ -128,9 +129,19 @@ def resample(wav: np.ndarray, source_rate: int, target_rate: int) -> np.ndarray:
     return soxr.resample(np.asarray(wav, np.float32), source_rate, target_rate, quality="HQ")
 
 
+@functools.cache
+def warn_of_low_rate(rate: int, sample_rate: int) -> None:
+    """Says once a process that audio of `rate` Hz lacks what a codec of `sample_rate` Hz hears."""
+    logger.warning(
+        "%d Hz audio for a %d Hz codec: nothing above %d Hz is in it", rate, sample_rate, rate // 2
+    )
+
+
 def load(path: str | Path, sample_rate: int) -> np.ndarray:
     """File -> mono float32 [N] at `sample_rate`. Raises AudioError (see `read`)."""
     wav, rate = read(path)
+    if rate < sample_rate:
+        warn_of_low_rate(rate, sample_rate)
     return resample(wav.mean(axis=1), rate, sample_rate)
 
 

@@ -25,9 +25,15 @@ LONG = 300.0  # seconds from which a file is streamed instead of read whole
 BLOCK = 10.0  # seconds a streamed block
 
 
-def read(path: Path, sample_rate: int) -> np.ndarray | Path:
-    """Mono audio [N] at the codec's rate, or the path itself where the file is to be streamed."""
+def read(path: Path, sample_rate: int, work: jobs.Work) -> np.ndarray | Path:
+    """Mono audio [N] at the codec's rate, or the path itself where the file is to be streamed.
+
+    Counts files of a lower rate, which lack what the codec could code.
+    """
     with audio.open_file(path) as file:
+        if file.samplerate < sample_rate:
+            work.below_rate += 1
+            audio.warn_of_low_rate(file.samplerate, sample_rate)
         if file.frames > LONG * file.samplerate:
             return path
     wav = audio.load(path, sample_rate)
@@ -76,7 +82,7 @@ def encode_corpus(codec, work: jobs.Work) -> None:
     """Does every job of `work`, updating its outcome; writes each clip as soon as it is coded."""
     # Groups let clips of one length share a batch; at batch size 1 there is nothing to share.
     group_size = codec.batch_size if codec.batch_size == 1 else 8 * codec.batch_size
-    clips = jobs.read_ahead(work, lambda path: read(path, codec.sample_rate), 2 * group_size)
+    clips = jobs.read_ahead(work, lambda path: read(path, codec.sample_rate, work), 2 * group_size)
     with tqdm(total=len(work.jobs), desc="encode", unit="file") as bar:
         while group := list(itertools.islice(clips, group_size)):
             short = [item for item in group if not isinstance(item[2], Path)]

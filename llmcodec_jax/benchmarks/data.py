@@ -64,7 +64,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--cache", help="cache folder of the embedded source")
     arguments = parser.parse_args(argv)
-    hop, rate = 320, arguments.sample_rate
+    rate = arguments.sample_rate
+    hop = max(rate // 50, 1)  # frames as long as most codecs' own; only the clip is made of them
     clip = max(hop, round(arguments.clip_seconds * rate / hop) * hop)
     demand = arguments.batch_size * clip / rate / arguments.step_seconds
     print(f"a step consumes {demand:.0f} s of audio per second; {os.cpu_count()} cores here")

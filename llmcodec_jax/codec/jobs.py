@@ -27,6 +27,7 @@ class Work:
     skipped: int = 0  # targets that existed
     done: int = 0
     failures: list[str] = dataclasses.field(default_factory=list)  # one message a file
+    below_rate: int = 0  # files whose own rate is below the codec's
     notes: list[str] = dataclasses.field(default_factory=list)  # what was not even looked at
 
     @contextlib.contextmanager
@@ -46,6 +47,8 @@ class Work:
         """Prints the summary, every failure by name -> exit code: 1 if anything failed."""
         for note in self.notes:
             print(f"left out: {printable(note)}", file=sys.stderr)
+        if self.below_rate:
+            print(f"{self.below_rate} files have a lower rate than the codec", file=sys.stderr)
         for failure in self.failures:
             print(f"failed: {printable(failure)}", file=sys.stderr)
         print(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmcodec_jax.audio import AudioError, resample
+from llmcodec_jax.audio import AudioError, resample, warn_of_low_rate
 from llmcodec_jax.data.records import Record, stable_hash
 from llmcodec_jax.data.text import Tokenizer, encode
 from llmcodec_jax.errors import UsageError
@@ -36,7 +36,7 @@ class ExampleMaker:
 
     sample_rate: int  # Hz
     clip_samples: int  # row length, a multiple of hop
-    hop: int = 320
+    hop: int  # samples per frame of the codec
     text_tokenizer: Tokenizer | None = None  # None: no text
     max_text: int = 128  # tokens
     text_policy: str = "aligned"
@@ -89,6 +89,8 @@ class ExampleMaker:
         for _ in range(draws):
             start = int(rng.integers(sound.samples - needed + 1)) if draws > 1 else 0
             wav = sound.read(start, min(start + needed, sound.samples))
+            if sound.rate < self.sample_rate:
+                warn_of_low_rate(sound.rate, self.sample_rate)
             wav = resample(wav, sound.rate, self.sample_rate)[: self.clip_samples]
             wav = np.clip(wav, -1.0, 1.0)  # resampling may overshoot
             if np.abs(wav).max(initial=0.0) >= self.silence_peak:

@@ -70,7 +70,7 @@ def prepare(
     output: str | Path,
     *,
     shards: int,
-    sample_rate: int = 16_000,
+    sample_rate: int,
     codec: str = "flac",
     workers: int = 0,
     cache: str | Path | None = None,

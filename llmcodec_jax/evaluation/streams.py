@@ -103,19 +103,23 @@ def _heard(codec, path: Path) -> np.ndarray:
 def from_token_files(folder: Path, codebook_size: int | None = None) -> Streams:
     """Reads a folder of token files, whoever made them (see `codec.tokens`).
 
-    Without `codebook_size` the largest code decides it. Raises EvaluationError where files
-    disagree about their number of codebooks, or a code is out of range.
+    The files say how many codes a level has; for older ones `codebook_size` does, or else the
+    largest code. Raises EvaluationError where files were made by different codecs, or a code is out
+    of range.
     """
     paths = sorted(folder.rglob("*.npz"))
     if not paths:
         raise EvaluationError(f"{folder}: no .npz token file below this folder")
     read = {path: tokens.read(path) for path in paths}
+    if len({(entry.codec, entry.codebook_size, entry.hop) for entry in read.values()}) > 1:
+        raise EvaluationError(f"{folder}: token files of different codecs")
     shapes = {entry.codes.shape[1:] for entry in read.values()}
     if len(shapes) > 1:
         raise EvaluationError(f"{folder}: token files with different codebook counts {shapes}")
     largest = max(int(entry.codes.max()) for entry in read.values())
     smallest = min(int(entry.codes.min()) for entry in read.values())
-    codebook_size = codebook_size or largest + 1
+    first = next(iter(read.values()))
+    codebook_size = first.codebook_size or codebook_size or largest + 1
     if smallest < 0 or largest >= codebook_size:
         raise EvaluationError(f"{folder}: codes {smallest}..{largest}, not in [0, {codebook_size})")
     frames = sum(len(entry.codes) for entry in read.values())
@@ -125,7 +129,8 @@ def from_token_files(folder: Path, codebook_size: int | None = None) -> Streams:
         for path, entry in read.items()
     }
     levels = next(iter(shapes), ())
-    return Streams(clips, codebook_size, levels[0] if levels else 1, frames / seconds)
+    frame_rate = first.sample_rate / first.hop if first.hop else frames / seconds
+    return Streams(clips, codebook_size, levels[0] if levels else 1, frame_rate)
 
 
 def _name(path: Path, folder: Path) -> str:

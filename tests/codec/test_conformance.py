@@ -1,6 +1,7 @@
 """What the system relies on in every codec, whatever its architecture (types.Codec)."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +9,13 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from llmcodec_jax import audio, decode, encode, evaluate, export_tokens
 from llmcodec_jax.bridge import LOGIT_LIMIT
-from llmcodec_jax.codec import registry, store
+from llmcodec_jax.codec import registry, store, tokens
 from llmcodec_jax.codec.inference import Codec
 from llmcodec_jax.codec.search import search_logits
+from llmcodec_jax.codec.tokens import Tokens
+from llmcodec_jax.evaluation.streams import from_token_files as read_streams
 from llmcodec_jax.types import CodecOutput
 from tests.codec.families import EXAMPLES
 from tests.codec.toy_codec import TOY
@@ -203,3 +207,50 @@ def test_in_use_any_length_round_trips(case):
         codes = codec.encode(wav)
         assert len(codes) == -(-len(wav) // codec.hop)
         assert codec.decode(codes).shape == (len(codes) * codec.hop,)
+
+
+def test_folders_go_through_the_commands(case, tmp_path):
+    """Audio of another rate to tokens, to audio, to a table and to a token LM's report."""
+    rate = 22_050
+    for index, seconds in enumerate((0.3, 0.5, 0.7, 1.1)):
+        audio.write(tmp_path / f"in/{index}.wav", babble(seconds, index, rate), rate)
+    store.save_codec_folder(tmp_path / "codec", case.codec, case.variables)
+    codec = ["--codec", str(tmp_path / "codec")]
+
+    def folders(source, target):
+        return ["--input", str(tmp_path / source), "--output", str(tmp_path / target)]
+
+    assert encode.main([*codec, *folders("in", "tokens")]) == 0
+    assert decode.main([*codec, *folders("tokens", "out")]) == 0
+    made = tokens.read(tmp_path / "tokens/3.npz")
+    assert (made.architecture, made.levels) == (
+        registry.family_of(case.codec).name,
+        case.codec.levels,
+    )
+    assert made.codec == store.digest(case.codec, case.variables)
+    wav, own = audio.read(tmp_path / "out/3.wav")
+    assert (len(wav), own) == (made.num_samples, case.codec.sample_rate)
+    assert abs(made.num_samples - 1.1 * own) <= 1
+    assert export_tokens.main(folders("tokens", "table.jsonl")) == 0
+    rows = [json.loads(line) for line in (tmp_path / "table.jsonl").read_text().splitlines()]
+    assert {row["codebook_size"] for row in rows} == {case.codec.codebook_size}
+    top = max(max(row["codes"]) for row in rows)
+    assert top < case.codec.codebook_size * case.codec.levels
+    streams = read_streams(tmp_path / "tokens")
+    assert (streams.codebook_size, streams.levels) == (case.codec.codebook_size, case.codec.levels)
+    assert streams.frame_rate == pytest.approx(case.codec.sample_rate / case.codec.hop)
+
+
+def test_a_token_lm_runs_on_residual_codes(tmp_path):
+    """The report of `evaluate token_lm` on a folder of the toy's tokens."""
+    rng = np.random.default_rng(0)
+    for index in range(4):
+        made = Tokens(rng.integers(0, 24, (30, 3)), 24_000, 30 * 480, 24, 480, "toy", "a")
+        tokens.write(tmp_path / f"tokens/{index}.npz", made)
+    small = "--steps 2 --batch 2 --width 64 --layers 1 --seeds 1 --evaluations 2 --seconds 0.2"
+    report = tmp_path / "report.json"
+    options = ["--codec", str(tmp_path / "tokens"), "--output", str(report), *small.split()]
+    assert evaluate.main(["token_lm", *options]) == 0
+    stream = json.loads(report.read_text())["stream"]
+    assert (stream["codebook_size"], stream["levels"]) == (24, 3)
+    assert stream["tokens_per_second"] == 150

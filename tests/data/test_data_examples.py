@@ -15,7 +15,8 @@ WORDS = tuple((i + 0.1, i + 0.9, f"w{i}") for i in range(10))
 
 
 def maker(**options) -> ExampleMaker:
-    fields = dict(sample_rate=RATE, clip_samples=16000, text_tokenizer=Letters(), max_text=64)
+    fields = dict(sample_rate=RATE, clip_samples=16000, hop=320)
+    fields |= dict(text_tokenizer=Letters(), max_text=64)
     return ExampleMaker(**fields | options)
 
 
@@ -142,7 +143,7 @@ def test_example_ids_follow_the_name_alone(tmp_path):
     ids = []
     for place in ("one", "two"):
         folder = write_corpus(tmp_path / place / "corpus")
-        options = dict(sample_rate=RATE, clip_samples=3200, batch_size=18, split="all")
+        options = dict(sample_rate=RATE, clip_samples=3200, hop=320, batch_size=18, split="all")
         with make_loader(f"librispeech:{folder}", **options) as loader:
             ids.append(set(next(loader).example_id.tolist()))
     assert ids[0] == ids[1]

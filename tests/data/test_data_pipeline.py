@@ -240,7 +240,8 @@ _PARENT = """
 import os, sys
 from llmcodec_jax.data.pipeline import make_loader
 if __name__ == "__main__":
-    loader = make_loader(sys.argv[1], sample_rate=8000, clip_samples=8000, batch_size=2, workers=1)
+    clip = dict(sample_rate=8000, clip_samples=8000, hop=160)
+    loader = make_loader(sys.argv[1], batch_size=2, workers=1, **clip)
     next(loader)
     print("ready", flush=True)
     if sys.argv[2] == "die":

@@ -277,14 +277,16 @@ def test_prepare_resumes_where_it_was_interrupted(tmp_path):
     folder = write_corpus(tmp_path / "in")
     (folder / "1/7/1-7-0001.flac").write_bytes(b"broken")
     whole, output = tmp_path / "whole", tmp_path / "out"
-    prepare(f"librispeech:{folder}", whole, shards=4)
+    prepare(f"librispeech:{folder}", whole, shards=4, sample_rate=16_000)
     shutil.copytree(whole, output)
     shards = sorted(output.glob("*.array_record"))
     shards[1].unlink()
     shards[3].unlink()
     (output / f".{shards[3].name}.part").write_bytes(b"half a shard")
     untouched = shards[0].stat().st_mtime_ns
-    assert prepare(f"librispeech:{folder}", output, shards=4)["kept_shards"] == 2
+    assert (
+        prepare(f"librispeech:{folder}", output, shards=4, sample_rate=16_000)["kept_shards"] == 2
+    )
     assert shards[0].stat().st_mtime_ns == untouched
     for shard in sorted(whole.glob("data-*")):
         assert (output / shard.name).read_bytes() == shard.read_bytes()
@@ -293,7 +295,7 @@ def test_prepare_resumes_where_it_was_interrupted(tmp_path):
             prepare(f"librispeech:{folder}", output, **other)
     (output / "prepare.json").unlink()
     with pytest.raises(ValueError, match="choose another folder"):
-        prepare(f"librispeech:{folder}", output, shards=4)
+        prepare(f"librispeech:{folder}", output, shards=4, sample_rate=16_000)
 
 
 def test_prepare_command_with_worker_processes(tmp_path):
@@ -319,7 +321,12 @@ def test_prepare_command_with_worker_processes(tmp_path):
 def test_damaged_shards(tmp_path):
     with pytest.raises(AudioError, match=r"no \.array_record file"):
         open_source(f"arrayrecord:{tmp_path}/*")
-    prepare(f"librispeech:{write_corpus(tmp_path / 'in')}", tmp_path / "out", shards=2)
+    prepare(
+        f"librispeech:{write_corpus(tmp_path / 'in')}",
+        tmp_path / "out",
+        shards=2,
+        sample_rate=16_000,
+    )
     (shard, _) = sorted((tmp_path / "out").glob("*.names"))
     names = shard.read_text().splitlines(keepends=True)
     shard.write_text("".join(names[1:]))
@@ -349,7 +356,12 @@ def damage(data: bytes, kind: str) -> bytes:
 
 @pytest.mark.parametrize("kind", ["flipped bit", "zeros"])
 def test_one_damaged_record_is_replaced_and_counted(tmp_path, kind):
-    prepare(f"librispeech:{write_corpus(tmp_path / 'in')}", tmp_path / "out", shards=2)
+    prepare(
+        f"librispeech:{write_corpus(tmp_path / 'in')}",
+        tmp_path / "out",
+        shards=2,
+        sample_rate=16_000,
+    )
     shard = min((tmp_path / "out").glob("*.array_record"))
     shard.write_bytes(damage(shard.read_bytes(), kind))
     source = open_source(f"arrayrecord:{tmp_path}/out")
