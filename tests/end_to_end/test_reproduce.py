@@ -6,11 +6,13 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
 from configs import miniature
 from llmcodec_jax import audio, reproduce
+from llmcodec_jax.codec import store
 from llmcodec_jax.data.cache import cache_dir
 from llmcodec_jax.data.packages import FetchError
 from llmcodec_jax.study import public_audio, results, stages
@@ -50,8 +52,8 @@ def shrunk(tiny_lm, **seeds):
         part.log.update(every=1, eval_every=3, eval_clips=3, listen=1, checkpoint_every=2)
         part.lm.update(horizons=2, bank=4)
     c.teacher.update(path=str(tiny_lm), width=0, layers=3, steps=4, batch=2, horizons=2)
-    c.evaluation.update(clips=2, pairs=2, consistency=2)
-    c.evaluation.protocol.update(steps=4, batch=2, seconds=1.0, width=64, layers=1)
+    c.evaluation.update(clips=2, pairs=2, consistency=2, lm_seeds=2)
+    c.evaluation.protocol.update(probes=6, steps=4, batch=2, seconds=1.0, width=64, layers=1)
     c.seeds.update({name: 0 for name in c.seeds})
     c.seeds.update(seeds)
     return c
@@ -75,6 +77,11 @@ def test_the_whole_study_stops_and_goes_on(data, tiny_lm, tmp_path, monkeypatch)
     assert main["nats"]["half_width"] > 0
     assert "interval" in summary["findings"]["ftp_sa"]
     assert "a head start alone" in summary["findings"]["head_start"]
+    assert "2 token LMs that differ in nothing but their seed" in summary["findings"]["lm_seeds"]
+    assert summary["lm_seeds"]["nats"][1] > 0
+    _, base = store.load(tmp_path / "base")
+    _, tuned = store.load(tmp_path / "variants" / "ftp_sa-0")
+    jax.tree.map(np.testing.assert_array_equal, base["batch_stats"], tuned["batch_stats"])
     assert json.loads((tmp_path / "report.json").read_text())["findings"] == summary["findings"]
     page = (tmp_path / "report.html").read_text()
     assert page.count("<audio") >= 5

@@ -1,0 +1,56 @@
+"""The study's frozen LM: what it was taught is what variants train against."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import miniature
+from llmcodec_jax.evaluation.streams import Streams
+from llmcodec_jax.lm import heads
+from llmcodec_jax.lm.vocab import audio_head_init
+from llmcodec_jax.study import teacher
+
+
+@pytest.fixture(scope="module")
+def taught(tiny_lm, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher")
+    clips = {f"{i}": np.arange(i, i + 30, dtype=np.int32) % 16 for i in range(6)}
+    tokens = Streams(clips, 16, 1, 50.0, frozenset({"0", "1"}))
+    config = teacher.TeacherConfig(layers=3, steps=3, batch=2, seconds=0.4, horizons=3)
+    report = teacher.train_teacher(tiny_lm, folder, tokens, {"2": "one two"}, config)
+    assert np.isfinite(report["nats"])
+    return folder
+
+
+def test_every_head_that_was_taught_is_exported(taught):
+    kind = f"from:{taught}"
+    embedding = jnp.zeros((16, 32))
+    rows = audio_head_init({}, embedding, jax.random.key(0), kind)
+    started = heads.start_heads(rows, 3, kind)
+    np.testing.assert_allclose(started[0], rows, atol=1e-6)  # the merged model's own head
+    for first, second in ((0, 1), (1, 2)):
+        assert np.abs(started[first] - started[second]).max() > 1e-4
+    np.testing.assert_array_equal(heads.start_heads(rows, 2, kind), started[:2])
+    more = heads.start_heads(rows, 5, kind)
+    np.testing.assert_array_equal(more[3], started[2])
+    with pytest.raises(ValueError, match=r"ftp_heads\.safetensors: heads are \(16, 32\)"):
+        heads.start_heads(rows[:8], 3, kind)
+
+
+def test_without_a_teacher_heads_are_copies():
+    rows = jnp.arange(6.0).reshape(2, 3)
+    for head in heads.start_heads(rows, 2, "text_distribution"):
+        np.testing.assert_array_equal(head, rows)
+
+
+def test_the_next_code_weighs_alike_at_every_horizon():
+    config = miniature.get_config()
+    shares = {
+        count: config.variants[f"heads_{count}"].weights.ftp * heads.horizon_weights(count)[0]
+        for count in (1, 3, 10)
+    }
+    shares[5] = config.tuned.weights.ftp * heads.horizon_weights(config.tuned.lm.horizons)[0]
+    assert config.tuned.lm.horizons == 5
+    np.testing.assert_allclose(list(shares.values()), shares[5], rtol=1e-6)
+    assert config.teacher.horizons >= max(shares)
