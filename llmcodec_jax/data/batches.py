@@ -26,6 +26,10 @@ _CANDIDATES = 64  # records tried for one place before the data is declared unus
 _ENDLESS = 2**40  # batches: grain wants a length
 
 
+Spoken = tuple[str, str]
+"""A clip's name and its transcript, "" where there is none."""
+
+
 class DataError(UserError, RuntimeError):
     """Most of the data is unusable; the message counts the reasons and names examples."""
 
@@ -109,7 +113,7 @@ def _labelled(which: int, length: int, place: int, index: int) -> tuple[int, int
 
 def fixed_rows(
     part: Part, parts: Sequence[Part], maker: ExampleMaker, count: int, seed: int
-) -> list[Example]:
+) -> list[tuple[Example, Spoken]]:
     """A part's share of the evaluation clips: those whose names have the smallest hashes."""
     share = max(1, round(count * part.weight / sum(p.weight for p in parts)))
     source, rows = part.source, []
@@ -119,7 +123,8 @@ def fixed_rows(
         try:
             record = source.record(index)
             rng = np.random.default_rng([seed, stable_hash(record.name)])
-            rows.append(maker.make(record, rng, part.domain_index(record), source.label))
+            example = maker.make(record, rng, part.domain_index(record), source.label)
+            rows.append((example, (f"{source.label}/{record.name}", record.text or "")))
         except AudioError as error:
             logger.warning("evaluation leaves out %s", error)
     return rows

@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from llmcodec_jax.data.batches import Batches, DataError, fixed_rows
+from llmcodec_jax.data.batches import Batches, DataError, Spoken, fixed_rows
 from llmcodec_jax.data.examples import ExampleMaker
 from llmcodec_jax.data.records import stable_hash
 from llmcodec_jax.data.sources import SourceSpec, open_mixture
@@ -160,6 +160,14 @@ class Loader:
         self.close()
 
 
+class HeldOut(list[Batch]):
+    """Held-out batches, and what is said in their clips, in the order of the global batches."""
+
+    def __init__(self, batches: Iterable[Batch] = (), spoken: Sequence[Spoken] = ()):
+        super().__init__(batches)
+        self.spoken = list(spoken)
+
+
 def make_loader(
     sources: SourceSpec | Sequence[SourceSpec],
     *,
@@ -220,7 +228,7 @@ def eval_batches(
     alignments: str | Path | None = None,
     cache: str | Path | None = None,
     **clip: Any,
-) -> list[Batch]:
+) -> HeldOut:
     """A fixed list of numpy batches of up to `count` different held-out clips.
 
     Parts of a mixture share `count` by weight. The last batch is filled up with rows of
@@ -239,11 +247,12 @@ def eval_batches(
         by=split_by,
     )
     maker = ExampleMaker(**clip)
-    rows = [row for part in parts for row in fixed_rows(part, parts, maker, count, seed)]
+    found = [row for part in parts for row in fixed_rows(part, parts, maker, count, seed)]
+    rows = [row for row, _ in found]
     if not rows:
         raise DataError(f"{sources!r}: no usable clip in the {split!r} split")
     local = batch_size // process_count
-    batches = []
+    batches = HeldOut(spoken=[spoken for _, spoken in found])
     for first in range(0, len(rows), batch_size):
         batch = rows[first : first + batch_size]
         batch += [maker.blank()] * (batch_size - len(batch))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -25,6 +25,7 @@ KINDS: dict[str, Callable[[dict], bool]] = {
     "salmon": lambda r: "parts" in r,
     "consistency": lambda r: "reencoded" in r.get("mean", {}),
 }
+MARKERS = "osD^vP*X"
 BETTER = {"mel": "↓", "stft": "↓", "waveform": "↓", "pesq": "↑", "stoi": "↑", "f0corr": "↑"}
 
 
@@ -44,15 +45,15 @@ def read(files: Sequence[Path]) -> dict[str, dict]:
 
 
 def write(
-    path: Path, codecs: dict[str, dict[str, dict]], reference: Path | None, heard: dict[str, Path]
+    path: Path, codecs: dict[str, dict[str, dict]], reference: Path | None, folders: dict[str, Path]
 ) -> Path:
-    """Writes the page. `codecs`: name -> {kind: report}; `heard`: name -> folder of its audio."""
+    """Writes the page. `codecs`: name -> {kind: report}; `folders`: name -> folder of its audio."""
     sections = [
         ("Reconstruction", _reconstruction(codecs)),
         ("Token predictability", _predictability(codecs)),
         ("Coherence", _coherence(codecs)),
         ("Consistency", _consistency(codecs)),
-        ("Listening", listening(reference, heard) if reference else ""),
+        ("Listening", listening(reference, folders) if reference else ""),
     ]
     return html.write(
         path,
@@ -84,8 +85,11 @@ def _reconstruction(codecs: dict) -> str:
     for metric in dict.fromkeys(name for r in extra for name in r["mean"]):
         cells = [(r["mean"].get(metric), r["interval"].get(metric)) for r in extra]
         rows.append([f"additional: {metric}", *(_plus_minus(*cell) for cell in cells)])
-    parts = [html.table(["", *reports], rows), _categories(reports)]
+    parts = [_same_clips(reports), html.table(["", *reports], rows), _categories(reports)]
     for name, report in reports.items():
+        if failed := report.get("failed"):
+            note = f"{name}: {len(failed)} clips could not be scored, such as {min(failed)}"
+            parts.append(html.paragraph(note, "warn"))
         for metric, reason in report["absent"].items():
             parts.append(html.paragraph(f"{name}: {metric} absent, {reason}", "note"))
         for metric, count in report["undefined"].items():
@@ -93,6 +97,21 @@ def _reconstruction(codecs: dict) -> str:
             parts.append(html.paragraph(note, "note"))
     note = "mel to f0corr are Codec-SUPERB's metrics at each clip's own rate; si_sdr, mcd in dB."
     return html.Markup("".join(parts) + html.paragraph(note, "note"))
+
+
+def _same_clips(reports: dict[str, dict]) -> str:
+    """A warning where codecs were not scored on the same clips."""
+    clips = {name: set(report["items"]) for name, report in reports.items()}
+    shared = set.intersection(*clips.values())
+    if all(names == shared for names in clips.values()):
+        return ""
+    more = {name: len(names - shared) for name, names in clips.items() if names != shared}
+    others = ", ".join(f"{name} has {count} others" for name, count in more.items())
+    return html.paragraph(
+        f"Not comparable as they stand: these codecs were scored on different clips. "
+        f"{len(shared)} are shared; {others}.",
+        "warn",
+    )
 
 
 def _categories(reports: dict[str, dict]) -> str:
@@ -130,11 +149,13 @@ def _predictability(codecs: dict) -> str:
     note = (
         "± is the standard deviation over seeds. Code use is exp(unigram entropy) as a share of "
         "what a uniform stream of the same length would reach. A low perplexity means something "
-        "only where code use and reconstruction hold."
+        "only where code use and reconstruction hold, and where it is bought neither by repeated "
+        "codes nor by an encoder that looks ahead: generation can count on what is left without "
+        "look-ahead."
     )
     parts.append(html.paragraph(note, "note"))
-    caption = "Rate against distortion and against predictability"
-    parts.append(html.picture(_rate_plots(reports), caption))
+    pictures = (html.picture(figure, caption) for caption, figure in _rate_plots(reports))
+    parts.append(html.cards(pictures))
     return html.Markup("".join(parts))
 
 
@@ -150,6 +171,19 @@ def _under_lm(part: str, measure: str) -> Callable[[dict], str]:
     return show
 
 
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
+def _look_ahead(measured: dict) -> str:
+    """Absent in older reports, and where there was no codec to ask."""
+    found = measured.get("look_ahead")
+    if not found or found["share"] is None:
+        return "–"
+    low, high = found["interval"]
+    return f"{found['share']:.0%} [{low:.0%}–{high:.0%}]"
+
+
 def _beside(metric: str) -> Callable[[dict], str]:
     return lambda report: _plus_minus((report["reconstruction"] or {}).get(metric), None)
 
@@ -162,6 +196,8 @@ PREDICTABILITY: dict[str, Callable[[dict], object]] = {
     "tuned LM, gain over unigram ↑": _under_lm("pretrained_lm", "gain_over_unigram"),
     "unigram entropy, nats": lambda r: _plus_minus(r["unigram"]["entropy"], None),
     "uniform (ln V), nats": lambda r: f"{np.log(r['stream']['codebook_size']):.3f}",
+    "repeated codes": lambda r: _percent(r["unigram"].get("repeats")),
+    "gain left without look-ahead ↑": lambda r: _look_ahead(r["small_lm"]),
     "code use": lambda r: f"{r['unigram']['effective']:.1%}",
     "coded rate, bits per second": lambda r: r["stream"]["bits_per_second"],
     "reconstruction: mel ↓": _beside("mel"),
@@ -170,26 +206,30 @@ PREDICTABILITY: dict[str, Callable[[dict], object]] = {
 }
 
 
-def _rate_plots(reports: dict[str, dict]) -> Figure:
+def _rate_plots(reports: dict[str, dict]) -> Iterator[tuple[str, Figure]]:
     """Coded rate against mel distance, and against the rate a language model needs."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="tight")
-    label = {"xytext": (0, 8), "textcoords": "offset points", "ha": "center"}
-    for name, report in reports.items():
-        rate = report["stream"]["bits_per_second"]
-        modelled = report["small_lm"]["bits_per_second"]
-        axes[1].errorbar(rate, modelled["mean"], yerr=modelled["deviation"], fmt="o", capsize=3)
-        axes[1].annotate(name, (rate, modelled["mean"]), **label)
-        mel = (report["reconstruction"] or {}).get("mel")
-        if mel is not None:
-            axes[0].plot(rate, mel, "o")
-            axes[0].annotate(name, (rate, mel), **label)
-    axes[0].set(xlabel="coded rate, bits per second", ylabel="mel distance (lower is better)")
-    axes[1].set(xlabel="coded rate, bits per second", ylabel="bits per second under the LM")
-    for axis in axes:
-        axis.margins(0.25)
+    titles = {
+        "mel distance (lower is better)": lambda r: ((r["reconstruction"] or {}).get("mel"), None),
+        "bits per second under the LM": lambda r: [
+            r["small_lm"]["bits_per_second"][key] for key in ("mean", "deviation")
+        ],
+    }
+    for title, measure in titles.items():
+        figure, axis = plt.subplots(figsize=(5, 4.2), layout="constrained")
+        for index, (name, report) in enumerate(reports.items()):
+            value, spread = measure(report)
+            if value is not None:
+                marks = {"fmt": MARKERS[index % len(MARKERS)], "color": f"C{index % 10}"}
+                rate = report["stream"]["bits_per_second"]
+                label = plots.literal(name)
+                axis.errorbar(rate, value, yerr=spread, capsize=3, label=label, **marks)
+        axis.set(xlabel="coded rate, bits per second", ylabel=title)
+        axis.margins(0.15)
         axis.grid(alpha=0.3)
-        axis.set(xlim=(0, None), ylim=(0, None))
-    return figure
+        # Below the axis, not at the points: names of codecs of one rate would cover each other.
+        if axis.get_legend_handles_labels()[0]:
+            figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+        yield f"Coded rate against {title}", figure
 
 
 def _coherence(codecs: dict) -> str:
@@ -235,8 +275,8 @@ def _consistency(codecs: dict) -> str:
     return html.Markup(html.table(["change", *reports], rows) + html.paragraph(note, "note"))
 
 
-def listening(reference: Path, heard: dict[str, Path], count: int = 4) -> str:
-    """The first clips of evenly spaced names: reference and every codec, seen and heard."""
+def listening(reference: Path, folders: dict[str, Path], count: int = 4) -> str:
+    """Clips of evenly spaced names: what is said, the reference and every codec, seen and heard."""
     paths = audio.find(reference)
     chosen = [paths[i] for i in np.linspace(0, len(paths) - 1, min(count, len(paths))).astype(int)]
     parts = []
@@ -244,12 +284,37 @@ def listening(reference: Path, heard: dict[str, Path], count: int = 4) -> str:
         name = path.relative_to(reference)
         rate = min(audio.read(path)[1], 24000)
         clips = {"reference": audio.load(path, rate)}
-        for codec, folder in heard.items():
-            matches = sorted((folder / name.parent).glob(f"{name.stem}.*"))
-            if matches:
-                clips[codec] = audio.load(matches[0], rate)
+        missing = []
+        for codec, folder in folders.items():
+            found = [p for p in _beside_name(folder, name) if p.suffix.lower() in audio.EXTENSIONS]
+            if found:
+                clips[codec] = audio.load(found[0], rate)
+            else:
+                missing.append(codec)
         shortest = min(map(len, clips.values()))
         clips = {codec: wav[: min(shortest, 8 * rate)] for codec, wav in clips.items()}
+        parts.append(html.quote(f"{transcript(path) or 'no transcript'} ({name.as_posix()})"))
         parts.append(html.picture(plots.spectrograms(clips, rate), name.as_posix()))
         parts.append(html.cards(html.player(wav, rate, codec) for codec, wav in clips.items()))
+        if missing:
+            parts.append(html.paragraph(f"not there of {', '.join(missing)}", "note"))
     return html.Markup("".join(parts))
+
+
+def _beside_name(folder: Path, name: Path) -> list[Path]:
+    """Files of a clip's name with any suffix; names may hold what a glob would take for its own."""
+    place = (folder / name).parent
+    return sorted(p for p in place.iterdir() if p.stem == name.stem) if place.is_dir() else []
+
+
+def transcript(path: Path) -> str:
+    """What is said in a clip: NAME.txt beside it, or its line of LibriSpeech's transcripts."""
+    beside = path.with_suffix(".txt")
+    if beside.is_file():
+        return beside.read_text("utf-8", "replace").strip()
+    for chapter in sorted(path.parent.glob("*.trans.txt")):
+        for line in chapter.read_text("utf-8", "replace").splitlines():
+            name, _, text = line.partition(" ")
+            if name == path.stem:
+                return text.strip()
+    return ""

@@ -21,9 +21,16 @@ h1 { font-size: 1.7rem; margin-bottom: .2rem } h2 { margin-top: 2.4rem; font-siz
      border-bottom: 1px solid var(--line); padding-bottom: .3rem }
 .lead { opacity: .75; margin-top: 0 } .note { opacity: .75; font-size: .9rem }
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .35rem .8rem; border-bottom: 1px solid var(--line); text-align: right;
-         white-space: nowrap } th:first-child, td:first-child { text-align: left }
+th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align: right;
+         white-space: nowrap } th:first-child, td:first-child { text-align: left; min-width: 8rem;
+         white-space: normal; overflow-wrap: break-word }
+thead th { white-space: normal; overflow-wrap: break-word; max-width: 9rem; vertical-align: bottom }
+@media (max-width: 40rem) { th, td { padding: .3rem .4rem } body { margin: 1.2rem auto } }
 thead th { border-bottom: 2px solid var(--line) } tbody tr:hover { background: var(--soft) }
+.scroll th:first-child, .scroll td:first-child { position: sticky; left: 0; background: Canvas }
+td b { color: var(--accent) } td small { display: block; opacity: .7 }
+details { margin: .8rem 0 } summary { cursor: pointer }
+blockquote { margin: 1.2rem 0 .3rem; padding-left: .8rem; border-left: 3px solid var(--line) }
 img { max-width: 100%; height: auto; background: #fff; border-radius: 6px }
 audio { width: 100%; min-width: 11rem; height: 2.2rem } .cards { display: grid; gap: 1rem;
 grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)) } figure { margin: 0 }
@@ -41,12 +48,32 @@ def text(value: object) -> str:
 
 def paragraph(value: str, kind: str = "") -> str:
     """A paragraph; `kind` is "", "lead", "note" or "warn"."""
-    return f'<p class="{kind}">{text(value)}</p>' if kind else f"<p>{text(value)}</p>"
+    return Markup(f'<p class="{kind}">{text(value)}</p>' if kind else f"<p>{text(value)}</p>")
+
+
+def quote(value: str) -> str:
+    """What is said in a clip."""
+    return Markup(f"<blockquote>{text(value)}</blockquote>")
+
+
+def details(summary: str, content: str) -> str:
+    """Markup that opens when its summary is clicked."""
+    return Markup(f"<details><summary>{text(summary)}</summary>{content}</details>")
+
+
+def strong(value: object) -> str:
+    """A number or text that stands out in its row."""
+    return Markup(f"<b>{number(value)}</b>")
+
+
+def with_note(value: object, note: object) -> str:
+    """A number or text with a smaller line below it."""
+    return Markup(f"{number(value)} <small>{text(note)}</small>")
 
 
 def code(lines: str) -> str:
     """A block of commands."""
-    return f"<pre>{text(lines)}</pre>"
+    return Markup(f"<pre>{text(lines)}</pre>")
 
 
 def number(value: object) -> str:
@@ -113,5 +140,6 @@ def write(path: str | Path, title: str, lead: str, sections: Iterable[tuple[str,
     )
     path = Path(path)
     with files.replacing(path) as partial:
-        partial.write_text(page, encoding="utf-8")
+        # Names of files need not be text.
+        partial.write_text(page, encoding="utf-8", errors="backslashreplace")
     return path

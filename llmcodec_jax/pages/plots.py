@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -11,6 +13,31 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from llmcodec_jax.ops import dsp
+
+
+def literal(name: str) -> str:
+    """A name as a figure shows it: no mathematics between dollars, no label that is hidden."""
+    name = " ".join(str(name).encode("utf-8", "backslashreplace").decode().split())
+    name = "".join(char for char in name if char.isprintable()).replace("$", r"\$")
+    return f" {name}" if name.startswith("_") else name
+
+
+def robust_limits(lines: Sequence[Sequence[float]]) -> tuple[float, float] | None:
+    """Limits of an axis that a few outliers do not decide; None where there are none.
+
+    Outliers lie further than three times the interquartile range from a line's quartiles.
+    """
+    lows, highs, found = [], [], False
+    for values in lines:
+        values = np.asarray(values, float)
+        low, high = np.percentile(values, [25, 75])
+        reach = 3 * (high - low) or 0.1 * abs(high)
+        inside = values[(values >= low - reach) & (values <= high + reach)]
+        found |= len(inside) < len(values)
+        lows.append(inside.min())
+        highs.append(inside.max())
+    margin = 0.05 * (max(highs) - min(lows))
+    return (min(lows) - margin, max(highs) + margin) if found and margin > 0 else None
 
 
 def log_mel(wav: np.ndarray, sample_rate: int, bands: int = 80) -> np.ndarray:
@@ -40,7 +67,7 @@ def spectrograms(wavs: dict[str, np.ndarray], sample_rate: int) -> Figure:
             vmax=top,
             cmap="magma",
         )
-        axis.set_ylabel(name)
+        axis.set_ylabel(literal(name))
         axis.set_yticks([])
     axes[-1, 0].set_xlabel("seconds")
     return figure
@@ -55,27 +82,26 @@ def mel_pair(reference: np.ndarray, estimate: np.ndarray, sample_rate: int) -> n
     return pixels
 
 
-def curves(rows: list[dict], panels: dict[str, list[str]]) -> Figure:
-    """Metrics against steps: {panel title: [metric names]}; empty panels are left out."""
-    found = {
-        title: [n for n in names if any(row.get(n) is not None for row in rows)]
-        for title, names in panels.items()
-    }
-    found = {title: names for title, names in found.items() if names}
-    columns = min(3, len(found))
-    lines = -(-len(found) // columns)
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(3.9 * columns, 2.7 * lines), squeeze=False, layout="tight"
-    )
-    for axis, (title, names) in zip(axes.flat, found.items(), strict=False):
-        for name in names:
-            points = [(r["step"], r[name]) for r in rows if r.get(name) is not None]
+def curves(rows: list[dict], panels: dict[str, list[str]]) -> Iterator[tuple[str, Figure]]:
+    """Metrics against steps, a figure for each panel {title: [metric names]} that has any."""
+    for title, names in panels.items():
+        found = {
+            name: [(r["step"], r[name]) for r in rows if r.get(name) is not None] for name in names
+        }
+        found = {name: points for name, points in found.items() if points}
+        if not found:
+            continue
+        figure, axis = plt.subplots(figsize=(4.2, 2.8), layout="tight")
+        for name, points in found.items():
             marker = "o" if len(points) < 30 else None
             axis.plot(*zip(*points, strict=True), label=name.partition("/")[2], marker=marker, ms=3)
-        axis.set_title(title, fontsize=10)
+        lines = [[value for _, value in points] for points in found.values()]
+        if limits := robust_limits(lines):
+            axis.set_ylim(limits)
+            beyond = sum(not limits[0] <= v <= limits[1] for line in lines for v in line)
+            title += f" ({beyond} points beyond)"
+        axis.set_xlabel("step")
         axis.grid(alpha=0.3)
-        if len(names) > 1:
+        if len(found) > 1:
             axis.legend(fontsize=7)
-    for axis in axes.flat[len(found) :]:
-        axis.axis("off")
-    return figure
+        yield title, figure

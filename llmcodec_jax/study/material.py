@@ -64,6 +64,8 @@ class Material:
             if clip.name in chosen:
                 path = (folder / clip.name).with_suffix(".wav")
                 audio.write(path, clip.wav, self.sample_rate, exact=True)
+                if clip.text:
+                    path.with_suffix(".txt").write_text(clip.text + "\n", "utf-8")
 
     def streams(self, codec) -> Streams:
         """Tokens of every clip; development and test clips of a token LM are held-out ones."""

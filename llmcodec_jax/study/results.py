@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from llmcodec_jax.evaluation import comparison
 from llmcodec_jax.evaluation.reports import write_json
-from llmcodec_jax.pages import html
+from llmcodec_jax.pages import html, plots
 
 COLUMNS = {
     "nats": "nats/token ↓",
@@ -209,7 +209,7 @@ def trade_off(summary: dict) -> Figure:
         for index, (name, seeds) in enumerate(summary["runs"].items()):
             points = [(run["mel"], run[column]) for run in seeds.values()]
             marks = {"marker": "os^Dv"[index % 5], "color": COLOURS[index % len(COLOURS)]}
-            axis.plot(*zip(*points, strict=True), linestyle="", label=name, **marks)
+            axis.plot(*zip(*points, strict=True), linestyle="", label=plots.literal(name), **marks)
         axis.set(xlabel="mel distance (lower is better)", ylabel=label)
         axis.grid(alpha=0.3)
     axes[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -222,7 +222,11 @@ def learning(folders: dict[str, dict[int, Path]]) -> Figure:
     for index, (name, seeds) in enumerate(folders.items()):
         report = json.loads((seeds[min(seeds)] / "evaluation" / "token_lm.json").read_text())
         curve = report["small_lm"]["seeds"][0]["curve"][1:]
-        axis.plot(*zip(*curve, strict=True), label=name, color=COLOURS[index % len(COLOURS)])
+        axis.plot(
+            *zip(*curve, strict=True),
+            label=plots.literal(name),
+            color=COLOURS[index % len(COLOURS)],
+        )
     axis.set(xlabel="step of the token LM", ylabel="development nats per token")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -238,7 +242,7 @@ def write(workdir: Path, folders: dict[str, dict[int, Path]], clips: Path, about
     for name, figure in pictures.items():
         figure.savefig(workdir / f"{name}.png", dpi=110)
     first = {name: seeds[min(seeds)] / "evaluation" for name, seeds in folders.items()}
-    heard = {name: folder / "audio" for name, folder in first.items()}
+    audio = {name: folder / "audio" for name, folder in first.items()}
     findings = "".join(html.paragraph(text) for text in summary["findings"].values())
     main = html.table(["variant", "seeds", *COLUMNS.values()], table(summary))
     note = (
@@ -255,7 +259,7 @@ def write(workdir: Path, folders: dict[str, dict[int, Path]], clips: Path, about
             ("All runs", html.Markup(main + html.paragraph(note, "note"))),
             ("Predictability against fidelity", html.picture(pictures["trade_off"])),
             ("The token LM learns", html.picture(pictures["learning"])),
-            ("Listening", comparison.listening(clips, heard)),
+            ("Listening", comparison.listening(clips, audio)),
         ],
     )
     reports = {n: comparison.read([f / f"{r}.json" for r in REPORTS]) for n, f in first.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -10,6 +11,7 @@ import numpy as np
 import soundfile
 from matplotlib.figure import Figure
 
+from llmcodec_jax.data.batches import Spoken
 from llmcodec_jax.pages import html, plots
 from llmcodec_jax.training import terms
 from llmcodec_jax.training.journal import read_rows
@@ -38,17 +40,47 @@ PANELS = {
 }
 
 
+EVALUATED = {
+    "eval/mel": ("mel distance", "↓"),
+    "eval/stft": ("STFT distance", "↓"),
+    "eval/pesq": ("PESQ, 1 to 4.6", "↑"),
+    "eval/stoi": ("STOI, 0 to 1", "↑"),
+    "eval/code_usage": ("codes in use, share", "↑"),
+    "eval/code_entropy": ("code entropy, nats", "↑"),
+    "eval/vq": ("quantiser loss", "↓"),
+}
+"""Held-out values in the order they are read: (name and unit, which way is better)."""
+HISTORY = 40  # evaluations in the table of all, evenly spaced
+
+
 def _evaluations(rows: list[dict]) -> str:
+    """What was measured at the start, at its best and now; behind a click, all of it."""
     found = [row for row in rows if "eval/mel" in row]
-    names = sorted({name for row in found for name in row if name.startswith("eval/")})
-    header = ["metric", *(f"step {row['step']}" for row in found)]
-    shown = [[name.partition("/")[2], *(row.get(name) for row in found)] for name in names]
-    return html.table(header, shown)
+    if not found:
+        return html.paragraph("Nothing was evaluated.")
+    names = {name for row in found for name in row if name.startswith("eval/")}
+    order = [name for name in EVALUATED if name in names] + sorted(names - EVALUATED.keys())
+    shown = []
+    for name in order:
+        title, better = EVALUATED.get(name, (name.partition("/")[2], ""))
+        known = [row for row in found if row.get(name) is not None]
+        best = "–"
+        if known and better:
+            pick = (min if better == "↓" else max)(known, key=lambda row: row[name])
+            best = html.with_note(pick[name], f"step {pick['step']}")
+        values = html.strong(found[-1].get(name)), found[0].get(name), best
+        shown.append([f"{title} {better}", *values])
+    start, now = (f"step {row['step']}" for row in (found[0], found[-1]))
+    picks = sorted({*np.linspace(0, len(found) - 1, min(HISTORY, len(found))).astype(int)})
+    history = [[found[i]["step"], *(found[i].get(name) for name in order)] for i in picks[::-1]]
+    header = ["step", *(" ".join(EVALUATED.get(n, (n.partition("/")[2], ""))) for n in order)]
+    every = html.details(f"{len(picks)} of {len(found)} evaluations", html.table(header, history))
+    return html.table(["", f"now, {now}", start, "best"], shown) + every
 
 
-def _listening(workdir: Path) -> str:
-    """Every kept clip: the original, the first and the last reconstruction."""
-    folders = sorted((workdir / "heldout").iterdir())
+def _listening(workdir: Path, spoken: Sequence[Spoken]) -> str:
+    """Every kept clip: the original, the first and the last reconstruction, and what is said."""
+    folders = sorted(path for path in (workdir / "heldout").iterdir() if path.is_dir())
     markup = []
     for index in range(len(list(folders[-1].glob("reference-*.flac")))):
         clips = {"original": folders[-1] / f"reference-{index}.flac"}
@@ -57,9 +89,17 @@ def _listening(workdir: Path) -> str:
         sounds = {name: soundfile.read(path, dtype="float32") for name, path in clips.items()}
         rate = next(iter(sounds.values()))[1]
         wavs = {name: wav for name, (wav, _) in sounds.items()}
+        if index < len(spoken):
+            name, text = spoken[index]
+            markup.append(html.quote(f"{text or 'no transcript'} ({name})"))
         markup.append(html.picture(plots.spectrograms(wavs, rate)))
         markup.append(html.cards(html.player(wav, rate, name) for name, wav in wavs.items()))
     return "".join(markup)
+
+
+def _curves(rows: list[dict]) -> str:
+    panels = plots.curves(rows, PANELS)
+    return html.cards(html.picture(figure, title) for title, figure in panels)
 
 
 def _next_steps(workdir: Path) -> str:
@@ -83,7 +123,7 @@ def _skipped(skipped: dict) -> str:
     return html.paragraph(text) + (html.table(["reason", "times"], reasons) if reasons else "")
 
 
-def write(workdir: Path, method: Method, skipped: dict) -> Path:
+def write(workdir: Path, method: Method, skipped: dict, spoken: Sequence[Spoken] = ()) -> Path:
     """Reads the run's rows and sounds and writes workdir/report.html."""
     rows = read_rows(workdir)
     evaluations = [row for row in rows if "eval/mel" in row]
@@ -102,9 +142,9 @@ def write(workdir: Path, method: Method, skipped: dict) -> Path:
         "warn" if bad else "note",
     )
     sections = [
-        ("Listen", _listening(workdir)),
+        ("Listen", _listening(workdir, spoken)),
         ("Held-out evaluations", _evaluations(rows)),
-        ("Curves", html.picture(plots.curves(rows, PANELS)) + health),
+        ("Curves", _curves(rows) + health),
         ("What happened when", html.picture(timetable(method))),
         ("Data", _skipped(skipped)),
         ("What to run next", _next_steps(workdir)),

@@ -192,7 +192,7 @@ def _run(config: RunConfig, workdir: Path, interrupted: Interrupted, restart: bo
             batches,
         )
     if jax.process_index() == 0 and finished:
-        page = report.write(workdir, method, loader.skipped())
+        page = report.write(workdir, method, loader.skipped(), heldout.spoken)
         logger.info("report: %s", page)
     return finished
 

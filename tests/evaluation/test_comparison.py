@@ -1,10 +1,11 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from llmcodec_jax import audio, evaluate
-from llmcodec_jax.evaluation import reconstruction, reports
+from llmcodec_jax.evaluation import comparison, reconstruction, reports
 
 
 def _reports(folder, flags=()):
@@ -87,6 +88,47 @@ def test_unknown_reports_are_refused(tmp_path, capsys):
     assert evaluate.main(["compare", f"a={tmp_path / 'x.json'}"]) == 2
     assert "x.json" in capsys.readouterr().err
     assert evaluate.main(["compare", "justaname"]) == 2
+
+
+def test_transcripts_stand_beside_the_players(tmp_path):
+    wav = 0.1 * np.sin(np.arange(8000) / 9)
+    for side in ("reference", "one"):
+        for name in ("1-1-0001", "take [2]"):
+            audio.write(tmp_path / side / f"{name}.wav", wav, 16000)
+    (tmp_path / "reference" / "take [2].txt").write_text("what is <said>\n")
+    (tmp_path / "reference" / "1-1.trans.txt").write_text("1-1-0001 THE OTHER ONE\n")
+    folders = {"one": tmp_path / "one", "two": tmp_path / "nowhere"}
+    page = comparison.listening(tmp_path / "reference", folders)
+    assert "what is &lt;said&gt; (take [2].wav)" in page
+    assert "THE OTHER ONE (1-1-0001.wav)" in page
+    assert page.count("<audio") == 4
+    assert page.count("not there of two") == 2
+
+
+def test_codecs_scored_on_different_clips_are_told(tmp_path):
+    codecs = {
+        name: comparison.read([Path(p) for p in _reports(tmp_path / name).split(",")])
+        for name in ("a", "b")
+    }
+    page = comparison.write(tmp_path / "page.html", codecs, None, {}).read_text()
+    assert "different clips" not in page
+    del codecs["b"]["reconstruction"]["items"]["music/0.wav"]
+    codecs["b"]["reconstruction"]["failed"] = {"music/0.wav": "music/0.wav: truncated"}
+    page = comparison.write(tmp_path / "page.html", codecs, None, {}).read_text()
+    assert "scored on different clips. 3 are shared; a has 1 others." in page
+    assert "b: 1 clips could not be scored, such as music/0.wav" in page
+
+
+def test_what_could_have_bought_the_nats_stands_beside_them(tmp_path):
+    files = [Path(p) for p in _reports(tmp_path / "a").split(",")]
+    older, newer = comparison.read(files), comparison.read(files)
+    newer["token_lm"]["unigram"]["repeats"] = 0.25
+    found = {"share": 0.5, "interval": [0.4, 0.6], "probes": 128}
+    newer["token_lm"]["small_lm"]["look_ahead"] = found
+    codecs = {"older": older, "newer": newer}
+    page = comparison.write(tmp_path / "page.html", codecs, None, {}).read_text()
+    assert "<td>–</td><td>25.0%</td>" in page
+    assert "<td>–</td><td>50% [40%–60%]</td>" in page
 
 
 @pytest.mark.parametrize("value", [None, 1.5])
