@@ -24,6 +24,7 @@ def score_reconstruction(args: argparse.Namespace) -> int:
 
     if (args.estimate is None) == (args.codec is None):
         raise UsageError("give either --estimate DIR or --codec CODEC")
+    optional = _measures(args.additional)
     code, source = None, ""
     if args.codec is not None:
         codec = _codec(args.codec)
@@ -36,12 +37,25 @@ def score_reconstruction(args: argparse.Namespace) -> int:
         Path(args.output),
         source,
         code=code,
-        optional=tuple(args.additional),
+        optional=optional,
         workers=args.workers,
         keep=Path(args.keep) if args.keep else None,
     )
     _print_means(report)
     return _print_failures(report["failed"], args.output)
+
+
+def _measures(given: list[str]) -> tuple[str, ...]:
+    """--additional wer,speaker or wer speaker -> their names, once each."""
+    from llmcodec_jax.evaluation.additional import OPTIONAL
+
+    names = tuple(dict.fromkeys(n for part in given for n in part.split(",") if n))
+    unknown = [name for name in names if name not in OPTIONAL]
+    if unknown:
+        raise UsageError(
+            f"--additional {', '.join(unknown)}: expected one of {', '.join(OPTIONAL)}"
+        )
+    return names
 
 
 def _print_means(report: dict) -> None:
@@ -51,9 +65,15 @@ def _print_means(report: dict) -> None:
         for name, value in part["mean"].items():
             interval = part["interval"].get(name)
             shown = "undefined on every clip" if value is None else f"{value:.4f}"
-            print(f"  {name:10s} {shown}" + ("" if interval is None else f" ± {interval:.4f}"))
+            print(f"  {name:15s} {shown}" + ("" if interval is None else f" ± {interval:.4f}"))
+    if "hearing" in report:
+        hearing = report["hearing"]
+        against = ", ".join(f"{count} by {kind}" for kind, count in hearing["against"].items())
+        print(f"{hearing['recogniser']} over {hearing['words']} words ({against})")
+        for name, value in hearing["pooled"].items():
+            print(f"  {name:15s} {value:.4f} pooled")
     for name, reason in report["absent"].items():
-        print(f"  {name:10s} absent: {reason}")
+        print(f"  {name:15s} absent: {reason}")
     for name, count in report["undefined"].items():
         print(f"  {name} is undefined on {count} of {len(report['items'])} clips (left out)")
 
@@ -86,10 +106,11 @@ def _reconstruction_parser(commands) -> None:
     parser.add_argument("--keep", help="folder to keep the codec's reconstructions in")
     parser.add_argument(
         "--additional",
-        nargs="*",
+        nargs="+",
         default=[],
-        choices=["dnsmos", "wer"],
-        help="measures beside si_sdr and mcd that need optional packages",
+        metavar="NAME",
+        help="measures beside si_sdr and mcd that need optional packages: wer, speaker, dnsmos "
+        "(docs/evaluation.md)",
     )
     parser.set_defaults(run=score_reconstruction)
 

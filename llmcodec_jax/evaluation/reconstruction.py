@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from llmcodec_jax import audio, files
 from llmcodec_jax.data.records import stable_hash
-from llmcodec_jax.evaluation import additional, codec_superb
+from llmcodec_jax.evaluation import additional, codec_superb, whisper
 from llmcodec_jax.evaluation.reports import (
     EvaluationError,
     columns,
@@ -97,7 +97,8 @@ def evaluate(
     absent = codec_superb.absent() | additional.absent(optional)
     optional = tuple(name for name in optional if name not in absent)
     scored = sorted(set(codec_superb.METRICS) - set(absent))
-    source = "|".join([source, *scored, *optional])
+    listener = [whisper.describe()] if "wer" in optional else []
+    source = "|".join([source, *scored, *optional, *listener])
     keys = {clip.name: clip.key(source) for clip in clips}
     digest = f"{stable_hash(json.dumps(keys), 64):016x}"
     if (finished := _finished(output, digest, clips, keep)) is not None:
@@ -194,6 +195,9 @@ def summarise(rows: list[dict]) -> dict:
         "undefined": _undefined(items.values()),
         "additional": summarise_columns(extra.values()) | {"items": extra},
     }
+    heard = [row for row in rows if "hearing" in row]
+    if heard:
+        report["hearing"] = whisper.summarise(heard)
     coded = [row for row in rows if row.get("codes") is not None]
     if coded:
         report["codes"] = {"seconds": sum(r["seconds"] for r in coded)} | _code_use(coded)
@@ -201,7 +205,7 @@ def summarise(rows: list[dict]) -> dict:
 
 
 def score_clip(clip: Clip, estimate: Coded | None, optional: tuple[str, ...]) -> dict:
-    """One row: the six metrics, the additional ones, and the codes where a codec made them.
+    """One row: the six metrics, the additional ones, what was heard ("wer"), a codec's codes.
 
     The estimate, whoever made it, is brought to the reference's rate here and nowhere else, so
     that a codec and the files it wrote get the same score. {"name", "error"} where a file is
@@ -221,14 +225,17 @@ def score_clip(clip: Clip, estimate: Coded | None, optional: tuple[str, ...]) ->
     wav = audio.resample(estimate.wav.T, estimate.rate, rate).T
     metrics = codec_superb.score(reference, rate, wav, rate)
     mono = codec_superb.match_lengths(*(x.mean(axis=0, keepdims=True) for x in (reference, wav)))
+    extra, hearing = additional.score(mono[0][0], mono[1][0], rate, optional), {}
+    if "wer" in optional:
+        speech = [audio.resample(x[0], rate, whisper.RATE) for x in mono]
+        rates, heard = whisper.score(*speech, whisper.text_beside(clip.reference))
+        extra, hearing = extra | rates, {"hearing": heard}
     row = {
         "name": clip.name,
         "seconds": reference.shape[1] / rate,
         "metrics": {k: defined(v) for k, v in metrics.items()},
-        "additional": {
-            k: defined(v)
-            for k, v in additional.score(mono[0][0], mono[1][0], rate, optional).items()
-        },
+        "additional": {k: defined(v) for k, v in extra.items()},
+        **hearing,
     }
     if estimate.codes is not None:
         row["codes"] = np.asarray(estimate.codes).tolist()
