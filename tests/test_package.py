@@ -45,14 +45,16 @@ def test_requirements_file_is_what_the_package_asks_for():
 DISTRIBUTIONS = {
     "absl": "absl-py",
     "array_record": "array-record",
+    "faster_whisper": "faster-whisper",
     "google": "protobuf",
     "orbax": "orbax-checkpoint",
     "parselmouth": "praat-parselmouth",
     "sklearn": "scikit-learn",
     "tensorflow_datasets": "tensorflow-datasets",
+    "whisper_normalizer": "whisper-normalizer",
 }
 """Where what is imported has another name than what is installed."""
-ASKED_FOR_IN_WORDS = {"onnx", "onnxruntime", "pesq", "ray", "speechmos", "wandb", "whisper"}
+ASKED_FOR_IN_WORDS = {"onnx", "onnxruntime", "pesq", "ray", "wandb"}
 """Imported only where the feature is used, with a message that says what to install."""
 
 
