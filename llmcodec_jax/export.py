@@ -1,10 +1,14 @@
-"""Takes what a run learned elsewhere; the run itself is only read.
+"""Takes a codec, or what a run learned, elsewhere; runs and codecs are only read.
 
 python -m llmcodec_jax.export --run RUN --format auv|safetensors|hf --output PATH
+python -m llmcodec_jax.export --codec CODEC --format onnx|stablehlo|web|safetensors --output PATH
 
     auv          the codec as a .pt in the published layout (torch.load opens it)
     safetensors  the codec as one .safetensors, which load_codec and encode read
     hf           the language model with <CODEC_i> merged into table, head and tokenizer
+    onnx         encoder.onnx, decoder.onnx and an example that needs numpy and onnxruntime alone
+    stablehlo    programs for CPUs, GPUs and TPUs that JAX loads without this package's modules
+    web          a static page that runs the codec in the browser; needs npm once, to build it
 """
 
 from __future__ import annotations
@@ -26,6 +30,8 @@ from llmcodec_jax.lm.load import load_lm
 from llmcodec_jax.training.checkpoint import Checkpoints
 from llmcodec_jax.training.notes import Notes
 from llmcodec_jax.training.resume import CheckpointError
+
+PROGRAMS = ("onnx", "stablehlo", "web")
 
 
 def audio_rows(run: Path) -> tuple[Notes, np.ndarray, np.ndarray]:
@@ -56,23 +62,57 @@ def export_language_model(run: Path, output: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def export_programs(args: argparse.Namespace) -> None:
+    """Writes a folder of programs and says how far they agree with JAX."""
+    import llmcodec_jax
+    from llmcodec_jax.portable import onnx, stablehlo
+    from llmcodec_jax.web import site
+
+    source = str(args.run or args.codec)
+    codec, name = llmcodec_jax.load_codec(source), store.short_name(source)
+    if args.format == "stablehlo":
+        return stablehlo.export(codec, name, args.output)
+    rate = codec.sample_rate
+    clips = onnx.read_clips(args.clips, rate) if args.clips else onnx.made_up_clips(rate)
+    if args.format == "web":
+        found = site.build(codec, name, args.output, clips)
+    else:
+        found = onnx.export(codec, name, args.output, clips, args.int8)
+    sounds = "clips" if args.clips else "made-up sounds (--clips DIR takes real ones)"
+    print(
+        f"{found.codes:.2%} of {found.frames} frames of {found.clips} {sounds} have JAX's codes; "
+        f"audio within {found.audio:.1e}"
+    )
+
+
 @answer_errors
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--run", required=True, type=Path, help="run folder of the trainer")
-    parser.add_argument("--format", required=True, choices=("auv", "safetensors", "hf"))
-    parser.add_argument("--output", required=True, type=Path, help="file (hf: folder) to write")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", type=Path, help="run folder of the trainer")
+    source.add_argument("--codec", help="any codec that load_codec takes")
+    formats = ("auv", "safetensors", "hf", *PROGRAMS)
+    parser.add_argument("--format", required=True, choices=formats)
+    parser.add_argument("--output", required=True, type=Path, help="file or folder to write")
+    parser.add_argument("--clips", type=Path, help="onnx, web: sounds to compare with JAX on")
+    parser.add_argument("--int8", action="store_true", help="onnx: matrices as 8-bit integers")
     args = parser.parse_args(argv)
     if args.output.exists():
         parser.error(f"{args.output} exists; name another or remove it")
+    if args.int8 and args.format != "onnx":
+        parser.error("--int8 belongs to --format onnx")
+    if args.format == "hf" and args.run is None:
+        parser.error("--format hf takes a language model's rows out of a --run")
     args.output.parent.mkdir(parents=True, exist_ok=True)
     if args.format == "hf":
         export_language_model(args.run, args.output)
+    elif args.format in PROGRAMS:
+        export_programs(args)
     else:
         write = {"auv": save_torch, "safetensors": save_safetensors}[args.format]
-        write(args.output, *store.load(args.run))
+        write(args.output, *store.load(args.run or args.codec))
     print(args.output)
     return 0
 

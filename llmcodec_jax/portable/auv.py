@@ -31,7 +31,7 @@ def encoder_graph(codec: AUV, variables: Mapping[str, Any]) -> Graph:
     features = _spectrum(g, _framed_margins(g, wav, codec.hop), codec.hop)
     head = params["encoder"]["stft_head"]["projection"]
     x = _dense(g, features, head)
-    x = _conformer(g, x, codec, params["encoder"]["conformer"], stats["encoder"]["conformer"])
+    x = _conformer(g, x, codec, params["encoder"]["conformer"], _running(stats, "encoder"))
     codes = _search(g, x, codec, params["quantizer"])
     shape = ("batch", "frames") if codec.levels == 1 else ("batch", "frames", codec.levels)
     g.output("codes", g.op("Cast", codes, to=6), np.int32, shape)
@@ -45,7 +45,7 @@ def decoder_graph(codec: AUV, variables: Mapping[str, Any]) -> Graph:
     shape = ("batch", "frames") if codec.levels == 1 else ("batch", "frames", codec.levels)
     codes = g.input("codes", np.int32, shape)
     x = _lookup(g, codes, codec, params["quantizer"])
-    x = _conformer(g, x, codec, params["decoder"]["conformer"], stats["decoder"]["conformer"])
+    x = _conformer(g, x, codec, params["decoder"]["conformer"], _running(stats, "decoder"))
     out = _dense(g, x, params["decoder"]["istft_head"]["projection"])
     g.output("wav", _waveform(g, out, codec.hop), np.float32, ("batch", "samples"))
     return g
@@ -147,6 +147,11 @@ def _conformer(g: Graph, x: Value, codec: AUV, params: Mapping, stats: Mapping) 
         x = _half_step(g, x, "ffn2", own)
         x = _layer_norm(g, x, own["final_norm"])
     return _layer_norm(g, x, params["norm"])
+
+
+def _running(stats: Mapping, part: str) -> Mapping:
+    """A stack's running statistics, empty where its norms keep none."""
+    return stats.get(part, {}).get("conformer", {"layers": {}})
 
 
 def _of_layer(stacked: Mapping, layer: int) -> Any:

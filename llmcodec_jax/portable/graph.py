@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from llmcodec_jax.errors import UserError
+
 OPSET = 17
 """Old enough for every runtime of the last years, the browser's too."""
 
@@ -14,7 +16,7 @@ Value = str
 """The name of a tensor in the graph."""
 
 
-class GraphError(RuntimeError):
+class GraphError(UserError):
     """What keeps a codec from being written as ONNX; the message says what to do."""
 
 
@@ -46,7 +48,7 @@ class Graph:
 
     def constant(self, value: Any, dtype: Any = np.float32) -> Value:
         """A tensor held by the graph; equal ones are kept once."""
-        array = np.ascontiguousarray(np.asarray(value, dtype))
+        array = np.array(value, dtype, order="C")
         for name, held in self._weights.items():
             alike = held.dtype == array.dtype and held.shape == array.shape
             if alike and array.tobytes() == held.tobytes():
