@@ -17,7 +17,7 @@ LAYERS = (
     {"codec", "bridge", "lm", "discriminators", "losses", "data", "semantics"},
     {"training", "evaluation"},
     {"compiling"},
-    {"study", "benchmarks", "web", "portable"},
+    {"study", "benchmarks", "web"},
 )
 """Rooms from the bottom up: a room may import its own layer's rooms and those below."""
 
