@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import sys
 import webbrowser
-from pathlib import Path
+
+from llmcodec_jax.errors import UserError, answer_errors
 
 
+@answer_errors
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m llmcodec_jax.demo",
@@ -30,18 +32,15 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     import llmcodec_jax
+    from llmcodec_jax.codec import store
     from llmcodec_jax.web.server import PageServer
 
-    try:
-        codecs = {name_of(c): llmcodec_jax.load_codec(c) for c in args.codec or ["mini"]}
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    chosen = args.codec or ["mini"]
+    codecs = {store.short_name(codec): llmcodec_jax.load_codec(codec) for codec in chosen}
     try:
         server = PageServer((args.host, args.port), codecs)
     except (OSError, OverflowError) as error:
-        print(f"error: {args.host}:{args.port}: {error}; try --port 0", file=sys.stderr)
-        return 1
+        raise UserError(f"{args.host}:{args.port}: {error}; try --port 0") from error
     print(f"{', '.join(codecs)}: {server.url} (Ctrl-C ends it)", flush=True)
     if not args.no_browser:
         webbrowser.open(server.url)
@@ -52,11 +51,6 @@ def main(argv: list[str] | None = None) -> int:
     finally:
         server.server_close()
     return 0
-
-
-def name_of(codec: str) -> str:
-    """A short name for a CODEC: what its path or repository is called."""
-    return codec.removeprefix("hf:") if codec.startswith("hf:") else Path(codec).name or codec
 
 
 if __name__ == "__main__":

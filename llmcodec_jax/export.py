@@ -1,19 +1,19 @@
-"""Takes what a run learned, or any codec, elsewhere; what is exported is only read.
+"""Takes a codec, or what a run learned, elsewhere; runs and codecs are only read.
 
 python -m llmcodec_jax.export --run RUN --format auv|safetensors|hf --output PATH
-python -m llmcodec_jax.export --codec CODEC --format onnx|stablehlo --output DIR
+python -m llmcodec_jax.export --codec CODEC --format onnx|stablehlo|web|safetensors --output PATH
 
     auv          the codec as a .pt in the published layout (torch.load opens it)
     safetensors  the codec as one .safetensors, which load_codec and encode read
     hf           the language model with <CODEC_i> merged into table, head and tokenizer
-    onnx         encoder and decoder for ONNX runtimes, checked against JAX (extra: onnx)
-    stablehlo    the same as serialised StableHLO for CPU, CUDA and TPU
+    onnx         encoder.onnx, decoder.onnx and an example that needs numpy and onnxruntime alone
+    stablehlo    programs for CPUs, GPUs and TPUs that JAX loads without this package's modules
+    web          a static page that runs the codec in the browser; needs npm once, to build it
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import shutil
 import sys
@@ -21,19 +21,17 @@ from pathlib import Path
 
 import numpy as np
 
-from llmcodec_jax import audio, load_codec
-from llmcodec_jax.codec import portable, store
+from llmcodec_jax.codec import store
 from llmcodec_jax.codec.store import save_safetensors, save_torch
 from llmcodec_jax.data.embedded import lm_path
-from llmcodec_jax.errors import UsageError, answer_errors
+from llmcodec_jax.errors import answer_errors
 from llmcodec_jax.lm import huggingface
 from llmcodec_jax.lm.load import load_lm
 from llmcodec_jax.training.checkpoint import Checkpoints
 from llmcodec_jax.training.notes import Notes
 from llmcodec_jax.training.resume import CheckpointError
 
-OF_RUNS, OF_CODECS = ("auv", "safetensors", "hf"), ("onnx", "stablehlo")
-CHECKED = 32  # clips of --check that are compared at most
+PROGRAMS = ("onnx", "stablehlo", "web")
 
 
 def audio_rows(run: Path) -> tuple[Notes, np.ndarray, np.ndarray]:
@@ -64,26 +62,26 @@ def export_language_model(run: Path, output: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def export_codec(args: argparse.Namespace) -> None:
-    """Writes --codec for other runtimes; says how closely the result agrees with JAX."""
-    codec = load_codec(args.codec, batch_size=1)
-    buckets = codec.buckets
-    if args.seconds:
-        buckets = sorted({math.ceil(s * codec.sample_rate / codec.hop) for s in args.seconds})
-        if buckets[0] < 1:
-            raise UsageError("--seconds: lengths are positive")
+def export_programs(args: argparse.Namespace) -> None:
+    """Writes a folder of programs and says how far they agree with JAX."""
+    import llmcodec_jax
+    from llmcodec_jax.portable import onnx, stablehlo
+    from llmcodec_jax.web import site
+
+    source = str(args.run or args.codec)
+    codec, name = llmcodec_jax.load_codec(source), store.short_name(source)
     if args.format == "stablehlo":
-        portable.export_stablehlo(codec, args.output, buckets)
-        return
-    rate, limit = codec.sample_rate, buckets[-1] * codec.hop
-    if args.check:
-        clips = [audio.load(path, rate)[:limit] for path in audio.find(args.check)[:CHECKED]]
+        return stablehlo.export(codec, name, args.output)
+    rate = codec.sample_rate
+    clips = onnx.read_clips(args.clips, rate) if args.clips else onnx.made_up_clips(rate)
+    if args.format == "web":
+        found = site.build(codec, name, args.output, clips)
     else:
-        clips = portable.test_signals(rate)
-    found = portable.export_onnx(codec, args.output, clips, buckets)
+        found = onnx.export(codec, name, args.output, clips, args.int8)
+    sounds = "clips" if args.clips else "made-up sounds (--clips DIR takes real ones)"
     print(
-        f"checked on {len(clips)} {'clips' if args.check else 'made signals'}: "
-        f"{found['equal_codes']:.2%} of the codes equal, audio within {found['audio_error']:.1e}"
+        f"{found.codes:.2%} of {found.frames} frames of {found.clips} {sounds} have JAX's codes; "
+        f"audio within {found.audio:.1e}"
     )
 
 
@@ -94,29 +92,27 @@ def main(argv: list[str] | None = None) -> int:
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", type=Path, help="run folder of the trainer")
-    source.add_argument("--codec", help="any codec (onnx, stablehlo)")
-    parser.add_argument("--format", required=True, choices=(*OF_RUNS, *OF_CODECS))
+    source.add_argument("--codec", help="any codec that load_codec takes")
+    formats = ("auv", "safetensors", "hf", *PROGRAMS)
+    parser.add_argument("--format", required=True, choices=formats)
     parser.add_argument("--output", required=True, type=Path, help="file or folder to write")
-    parser.add_argument(
-        "--seconds",
-        nargs="+",
-        type=float,
-        help="lengths that clips are padded to, a pair of files each (default: the codec's own)",
-    )
-    parser.add_argument("--check", type=Path, help="folder of clips to compare onnx with JAX on")
+    parser.add_argument("--clips", type=Path, help="onnx, web: sounds to compare with JAX on")
+    parser.add_argument("--int8", action="store_true", help="onnx: matrices as 8-bit integers")
     args = parser.parse_args(argv)
     if args.output.exists():
         parser.error(f"{args.output} exists; name another or remove it")
-    if (args.format in OF_RUNS) != (args.run is not None):
-        parser.error(f"{', '.join(OF_RUNS)} take --run, {', '.join(OF_CODECS)} take --codec")
+    if args.int8 and args.format != "onnx":
+        parser.error("--int8 belongs to --format onnx")
+    if args.format == "hf" and args.run is None:
+        parser.error("--format hf takes a language model's rows out of a --run")
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    if args.format in OF_CODECS:
-        export_codec(args)
-    elif args.format == "hf":
+    if args.format == "hf":
         export_language_model(args.run, args.output)
+    elif args.format in PROGRAMS:
+        export_programs(args)
     else:
         write = {"auv": save_torch, "safetensors": save_safetensors}[args.format]
-        write(args.output, *store.load(args.run))
+        write(args.output, *store.load(args.run or args.codec))
     print(args.output)
     return 0
 

@@ -17,7 +17,7 @@ LAYERS = (
     {"codec", "bridge", "lm", "discriminators", "losses", "data", "semantics"},
     {"training", "evaluation"},
     {"compiling"},
-    {"study", "benchmarks", "web"},
+    {"study", "benchmarks", "web", "portable"},
 )
 """Rooms from the bottom up: a room may import its own layer's rooms and those below."""
 

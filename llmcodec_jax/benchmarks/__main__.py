@@ -1,4 +1,4 @@
-"""What things cost here: python -m llmcodec_jax.benchmarks fused|codec|data [--help]"""
+"""What things cost here: python -m llmcodec_jax.benchmarks fused|codec|data|step [--help]"""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 NAMES = {
     "fused": "memory and time of the fused bridge and losses beside their plain forms",
     "codec": "encode, decode and stream, seconds per clip",
+    "step": "a training step of any config, processor seconds and FLOPs by part",
     "data": "the loader, seconds of audio per second",
 }
 

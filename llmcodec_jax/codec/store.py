@@ -78,6 +78,12 @@ def load(codec: str | Path, expect: nn.Module | None = None) -> tuple[nn.Module,
     return module, variables
 
 
+def short_name(codec: str | Path) -> str:
+    """What a CODEC is called for short: its file or folder without the path, or OWNER/NAME."""
+    text = str(codec)
+    return text.removeprefix(hub.PREFIX) if text.startswith(hub.PREFIX) else Path(text).name
+
+
 def locate(codec: str | Path) -> Source:
     """CODEC -> its weights and their description. Raises FileNotFoundError."""
     text, path = str(codec), Path(codec)

@@ -22,8 +22,8 @@ from llmcodec_jax.lm.config import LMConfig
 from llmcodec_jax.training import sharding
 from llmcodec_jax.training.config import RunConfig
 from llmcodec_jax.training.method import Method
-from llmcodec_jax.training.state import init_state
 from llmcodec_jax.training.step import train_step
+from llmcodec_jax.training.tracing import abstract_state, lower_step
 from llmcodec_jax.types import Batch
 
 logger = logging.getLogger(__name__)
@@ -107,13 +107,6 @@ def abstract_batch(config: RunConfig, clips: int) -> Batch:
     )
 
 
-def placed(tree, where):
-    """Shapes and their shardings in one tree."""
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, where
-    )
-
-
 @dataclasses.dataclass
 class Program:
     """A step ready to compile: everything abstract."""
@@ -140,12 +133,11 @@ def prepare(config: RunConfig, devices) -> Program:
         rounded = max(4 * shards, -(-clips // shards) * shards)
         logger.warning("%d clips do not divide over %d: compiling for %d", clips, shards, rounded)
         clips = rounded
-    state = jax.eval_shape(lambda lm: init_state(method, lm, config.seed), lm)
-    state = placed(state, sharding.shardings(state, mesh, sharding.STATE_RULES))
+    state = abstract_state(method, lm, config.seed, mesh)
     if lm is not None:
-        lm = placed(lm, sharding.shardings(lm, mesh, sharding.LM_RULES))
+        lm = sharding.placed(lm, sharding.shardings(lm, mesh, sharding.LM_RULES))
     batch = abstract_batch(config, clips)
-    batch = placed(batch, jax.tree.map(lambda _: sharding.batch_sharding(mesh), batch))
+    batch = sharding.placed(batch, jax.tree.map(lambda _: sharding.batch_sharding(mesh), batch))
     return Program(method, mesh, state, lm, batch, clips)
 
 
@@ -159,11 +151,10 @@ def per_device(tree) -> int:
 
 def compile_step(program: Program, phase):
     """The compiled train step of one phase, as training compiles it."""
-    step = functools.partial(train_step, method=program.method, phase=phase)
-    kept = jax.tree.map(lambda x: x.sharding, program.state)
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(kept, None))
-    with jax.set_mesh(program.mesh):
-        return jitted.lower(program.state, program.lm_params, program.batch).compile()
+    lowered, _ = lower_step(
+        program.method, phase, program.mesh, program.state, program.lm_params, program.batch
+    )
+    return lowered.compile()
 
 
 def one_devices_work(config: RunConfig, program: Program, phase) -> costs.Work:

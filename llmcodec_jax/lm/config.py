@@ -9,8 +9,34 @@ from typing import Any
 
 from llmcodec_jax.errors import UserError
 
-FAMILIES = {"qwen3": True, "llama": False, "mistral": False}
-"""Supported `model_type` -> whether queries and keys are normalised per head."""
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One published family of decoders, as config, GGUF and export know it."""
+
+    model_type: str  # in config.json
+    architecture: str  # class that transformers loads an export with
+    qk_norm: bool  # RMSNorm on each query and key head
+    gguf: str = ""  # `general.architecture` of its GGUF files; "" where they are not read
+    interleaved: bool = False  # its GGUF files keep each head's rotary pairs side by side
+    windowed: bool = False  # a `sliding_window` in its config is in force without a switch
+
+
+FAMILIES = (
+    Family("qwen3", "Qwen3ForCausalLM", qk_norm=True, gguf="qwen3"),
+    Family("llama", "LlamaForCausalLM", qk_norm=False, gguf="llama", interleaved=True),
+    Family("mistral", "MistralForCausalLM", qk_norm=False, windowed=True),
+)
+"""The families there are: another one of this shape is one row."""
+
+
+def family(name: Any, source: str, kind: str = "model_type") -> Family:
+    """The family that `name` is, by `model_type` or `gguf`. Raises ConfigError listing those."""
+    known = {getattr(row, kind): row for row in FAMILIES if getattr(row, kind)}
+    if name not in known:
+        what = {"gguf": "architecture"}.get(kind, kind)
+        raise ConfigError(f"{source}: {what} {name!r} is not one of {', '.join(sorted(known))}")
+    return known[name]
 
 
 class ConfigError(UserError, ValueError):
@@ -69,10 +95,8 @@ def from_huggingface(raw: Mapping[str, Any], source: str = "config.json") -> LMC
     Version 4 writes `rope_theta` and `rope_scaling` at the top, version 5 a `rope_parameters`
     table. Raises ConfigError naming `source` and the key that cannot be honoured.
     """
-    family = raw.get("model_type")
-    if family not in FAMILIES:
-        raise ConfigError(f"{source}: model_type {family!r} is not one of {sorted(FAMILIES)}")
-    if raw.get("use_sliding_window") or (family == "mistral" and raw.get("sliding_window")):
+    row = family(raw.get("model_type"), source)
+    if raw.get("use_sliding_window") or (row.windowed and raw.get("sliding_window")):
         raise ConfigError(f"{source}: sliding-window attention is not supported")
     if raw.get("hidden_act", "silu") != "silu":
         raise ConfigError(f"{source}: hidden_act {raw['hidden_act']!r} is not supported")
@@ -89,14 +113,14 @@ def from_huggingface(raw: Mapping[str, Any], source: str = "config.json") -> LMC
         kv_heads=raw.get("num_key_value_heads") or heads,
         head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
         ffn_width=raw["intermediate_size"],
-        qk_norm=FAMILIES[family],
+        qk_norm=row.qk_norm,
         tied=bool(raw.get("tie_word_embeddings", False)),
         rope_theta=theta,
         rope_scaling=scaling,
         norm_eps=raw.get("rms_norm_eps", 1e-6),
         attention_bias=bool(raw.get("attention_bias", False)),
         mlp_bias=bool(raw.get("mlp_bias", False)),
-        family=family,
+        family=row.model_type,
         bos_id=raw.get("bos_token_id"),
         eos_id=_one_id(raw.get("eos_token_id")),
         max_positions=raw.get("max_position_embeddings", 32768),
@@ -129,7 +153,10 @@ def _rope(raw: Mapping[str, Any], source: str) -> tuple[float, RopeScaling | Non
 
 
 def to_huggingface(config: LMConfig, dtype: str) -> dict[str, Any]:
-    """LMConfig -> `config.json` that transformers 4 and 5 both read (`dtype`: "float32", ...)."""
+    """LMConfig -> `config.json` that transformers 4 and 5 both read (`dtype`: "float32", ...).
+
+    Raises ConfigError for a family that no row describes.
+    """
     scaling = config.rope_scaling
     rope: dict[str, Any] = {"rope_type": "default"}
     if scaling is not None:
@@ -140,9 +167,8 @@ def to_huggingface(config: LMConfig, dtype: str) -> dict[str, Any]:
             "high_freq_factor": scaling.high_frequency_factor,
             "original_max_position_embeddings": scaling.original_length,
         }
-    names = {"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
     return {
-        "architectures": [names.get(config.family, "MistralForCausalLM")],
+        "architectures": [family(config.family, "export").architecture],
         "model_type": config.family,
         "vocab_size": config.vocab_size,
         "hidden_size": config.width,

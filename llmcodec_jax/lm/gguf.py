@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from llmcodec_jax.lm.config import ConfigError, LMConfig
+from llmcodec_jax.lm.config import ConfigError, LMConfig, family
 from llmcodec_jax.lm.tokenizer import TextTokenizer
 from llmcodec_jax.lm.weights import assemble
 
@@ -64,30 +64,28 @@ class File:
         return default
 
     def _read_config(self) -> LMConfig:
-        family = self.field("general.architecture")
-        if family not in ("llama", "qwen3"):
-            raise ConfigError(f"{self.path}: architecture {family!r} is not llama or qwen3")
-        heads = self.field(f"{family}.attention.head_count")
-        width = self.field(f"{family}.embedding_length")
-        scaling = self.field(f"{family}.rope.scaling.type", "none")
+        row = self._family = family(self.field("general.architecture"), str(self.path), "gguf")
+        heads = self.field(f"{row.gguf}.attention.head_count")
+        width = self.field(f"{row.gguf}.embedding_length")
+        scaling = self.field(f"{row.gguf}.rope.scaling.type", "none")
         if scaling != "none" or "rope_freqs.weight" in self._tensors:
             raise ConfigError(f"{self.path}: rope scaling {scaling!r} is not read from GGUF")
         return LMConfig(
             vocab_size=int(self._tensors["token_embd.weight"].shape[1]),
             width=width,
-            layers=self.field(f"{family}.block_count"),
+            layers=self.field(f"{row.gguf}.block_count"),
             heads=heads,
-            kv_heads=self.field(f"{family}.attention.head_count_kv", heads),
-            head_dim=self.field(f"{family}.attention.key_length", width // heads),
-            ffn_width=self.field(f"{family}.feed_forward_length"),
-            qk_norm=family == "qwen3",
+            kv_heads=self.field(f"{row.gguf}.attention.head_count_kv", heads),
+            head_dim=self.field(f"{row.gguf}.attention.key_length", width // heads),
+            ffn_width=self.field(f"{row.gguf}.feed_forward_length"),
+            qk_norm=row.qk_norm,
             tied="output.weight" not in self._tensors,
-            rope_theta=float(self.field(f"{family}.rope.freq_base", 10000.0)),
-            norm_eps=float(self.field(f"{family}.attention.layer_norm_rms_epsilon")),
-            family=family,
+            rope_theta=float(self.field(f"{row.gguf}.rope.freq_base", 10000.0)),
+            norm_eps=float(self.field(f"{row.gguf}.attention.layer_norm_rms_epsilon")),
+            family=row.model_type,
             bos_id=self._optional("tokenizer.ggml.bos_token_id"),
             eos_id=self._optional("tokenizer.ggml.eos_token_id"),
-            max_positions=self.field(f"{family}.context_length", 32768),
+            max_positions=self.field(f"{row.gguf}.context_length", 32768),
         )
 
     def _optional(self, key: str) -> Any:
@@ -108,8 +106,8 @@ class File:
             raise ConfigError(f"{self.path}: no tensor {key}.{kind}")
         tensor = self._tensors[f"{key}.{kind}"]
         value = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-        # Llama files interleave each head's rotary pairs; ours (and Qwen3's) are two halves.
-        if self.config.family == "llama" and key.endswith(("attn_q", "attn_k")):
+        # Where files interleave each head's rotary pairs: ours are two halves.
+        if self._family.interleaved and key.endswith(("attn_q", "attn_k")):
             heads = value.reshape(-1, self.config.head_dim // 2, 2, *value.shape[1:])
             value = heads.swapaxes(1, 2).reshape(value.shape)
         return value

@@ -75,8 +75,14 @@ def r1_penalty(
             score += jnp.sum(signs * logits * mask / jnp.sqrt(patches))
         return score
 
-    gradient = jax.grad(signed_score)(_float(wav))
-    penalty = jnp.sum(jnp.square(gradient))
+    # The gradient's squared length is the score's slope along the gradient. Held fixed as a
+    # direction, that slope has half the length's derivative, and it is a forward derivative: what
+    # is differentiated again are the network's own convolutions and not their transposes, whose
+    # derivatives run tenfold slower on CPUs.
+    wav = _float(wav)
+    direction = jax.lax.stop_gradient(jax.grad(signed_score)(wav))
+    _, slope = jax.jvp(signed_score, (wav,), (direction,))
+    penalty = 2 * slope - jax.lax.stop_gradient(slope)
     return 0.5 * gamma * interval * penalty, jnp.float32(wav.shape[0])
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import functools
-from collections.abc import Generator
 
 import jax
 import jax.numpy as jnp
@@ -66,51 +63,6 @@ def centred_stft(wav: jax.Array, length: jax.Array | None, n_fft: int, hop: int)
 def centred_frames(length: jax.Array, hop: int) -> jax.Array:
     """Valid frames of `centred_stft` for clips of `length` samples."""
     return 1 + length // hop
-
-
-_products: contextvars.ContextVar[bool] = contextvars.ContextVar("products", default=False)
-
-
-@contextlib.contextmanager
-def transforms_as_products() -> Generator[None]:
-    """Inside, `half_spectrum` and `from_half_spectrum` are traced as products with constant cosines
-    and sines: for runtimes without a Fourier transform. Equal but for rounding."""
-    token = _products.set(True)
-    try:
-        yield
-    finally:
-        _products.reset(token)
-
-
-def half_spectrum(frames: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """float32 [..., n] -> (real, imaginary) parts of bins 0 to n / 2, each [..., n // 2 + 1]."""
-    size = frames.shape[-1]
-    if _products.get():
-        cosine, sine = _waves(size)
-        return tuple(
-            jnp.matmul(frames, jnp.asarray(wave.T, jnp.float32), precision="highest")
-            for wave in (cosine, -sine)
-        )
-    spectrum = jnp.fft.fft(frames, axis=-1)[..., : size // 2 + 1]
-    return spectrum.real, spectrum.imag
-
-
-def from_half_spectrum(real: jax.Array, imag: jax.Array, size: int) -> jax.Array:
-    """(real, imaginary) parts of bins 0 to size / 2 -> float32 [..., size]."""
-    if not _products.get():
-        return jnp.fft.irfft(jax.lax.complex(real, imag), size, axis=-1)
-    cosine, sine = _waves(size)
-    share = np.full((size // 2 + 1, 1), 2 / size)  # every bin stands for its mirror image as well
-    share[[0, -1]] = 1 / size
-    cosine, sine = (jnp.asarray(share * wave, jnp.float32) for wave in (cosine, sine))
-    exactly = functools.partial(jnp.matmul, precision="highest")
-    return exactly(real, cosine) - exactly(imag, sine)
-
-
-def _waves(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cosine and sine of each bin at each sample, float64 [size // 2 + 1, size], size even."""
-    turns = np.outer(np.arange(size // 2 + 1), np.arange(size)) % size / size
-    return np.cos(2 * np.pi * turns), np.sin(2 * np.pi * turns)
 
 
 def magnitude(spectrum: jax.Array, floor: float = 1e-12) -> jax.Array:

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from llmcodec_jax import audio, files
 from llmcodec_jax.codec.layout import LayoutError
+from llmcodec_jax.errors import UserError, answer_errors
 from llmcodec_jax.semantics import published
 from llmcodec_jax.semantics.encoder import SpeechEncoder
 
@@ -108,13 +109,13 @@ def nearest(features: np.ndarray, centres: np.ndarray) -> np.ndarray:
 def fit(features: Iterable[np.ndarray], clusters: int, seed: int = 0) -> np.ndarray:
     """Feature arrays [T, D] -> centres float32 [clusters, D] by mini-batch k-means.
 
-    Raises ValueError where there are fewer frames than clusters.
+    Raises UserError where there are fewer frames than clusters.
     """
     from sklearn.cluster import MiniBatchKMeans
 
     frames = np.concatenate(list(features))
     if len(frames) < clusters:
-        raise ValueError(f"{len(frames)} frames are too few for {clusters} clusters")
+        raise UserError(f"{len(frames)} frames are too few for {clusters} clusters")
     kmeans = MiniBatchKMeans(
         clusters, init="k-means++", batch_size=10_000, n_init=5, max_no_improvement=100,
         reassignment_ratio=0.0, random_state=seed,
@@ -158,6 +159,7 @@ def folder_features(features: Features, folder: Path) -> Iterator[np.ndarray]:
             logger.warning("left out: %s", error)
 
 
+@answer_errors
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m llmcodec_jax.semantics.units",
@@ -171,12 +173,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    try:
-        features = Features(*published.load(args.encoder), args.layer)
-        centres = fit(folder_features(features, args.data), args.clusters, args.seed)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    encoder, variables = published.load(args.encoder)
+    if not 0 <= args.layer <= encoder.layers:
+        parser.error(f"--layer {args.layer}: this encoder has 0 to {encoder.layers}")
+    features = folder_features(Features(encoder, variables, args.layer), args.data)
+    centres = fit(features, args.clusters, args.seed)
     save_units(args.output, args.encoder, args.layer, centres)
     print(f"{args.output}: {len(centres)} units of layer {args.layer}")
     return 0

@@ -23,7 +23,8 @@ from llmcodec_jax.training.interrupt import Interrupted
 from llmcodec_jax.training.journal import Journal
 from llmcodec_jax.training.method import Method
 from llmcodec_jax.training.resume import CheckpointError
-from llmcodec_jax.training.step import eval_step, train_step
+from llmcodec_jax.training.step import eval_step
+from llmcodec_jax.training.tracing import lower_step
 
 logger = logging.getLogger(__name__)
 
@@ -73,13 +74,9 @@ class Steps:
         return phase in self._compiled
 
     def _compile(self, phase, state, batch):
-        step = functools.partial(train_step, method=self._run.method, phase=phase)
-        kept = jax.tree.map(lambda x: x.sharding, state)
-        shardings = (kept, sharding.replicated(self._run.mesh))
-        jitted = jax.jit(step, donate_argnums=0, out_shardings=shardings)
-        with jax.set_mesh(self._run.mesh):
-            traced = jitted.trace(state, self._run.lm_params, batch)
-            return traced.lower().compile(), costs.work(traced.jaxpr.jaxpr).flops
+        run = self._run
+        lowered, jaxpr = lower_step(run.method, phase, run.mesh, state, run.lm_params, batch)
+        return lowered.compile(), costs.work(jaxpr).flops
 
 
 def train(run: Run, state, batches) -> bool:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax import Shard
 from jax.experimental import multihost_utils
 
 from llmcodec_jax.errors import UserError
@@ -90,11 +91,14 @@ def describe(tree) -> dict[str, Leaf]:
 
 def describe_with_checksums(tree) -> dict[str, Leaf]:
     """`describe` with every leaf's checksum. All processes must call it."""
-    leaves = jax.tree.leaves(tree)
-    for leaf in leaves:
-        leaf.copy_to_host_async()
+    # Of every shard the first copy, wherever that is.
+    own = [[s for s in x.addressable_shards if s.replica_id == 0] for x in jax.tree.leaves(tree)]
+    for shards in own:
+        for shard in shards:
+            shard.data.copy_to_host_async()
+    shapes = [x.shape for x in jax.tree.leaves(tree)]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        sums = np.array(list(pool.map(_own_part, leaves)), np.uint32)
+        sums = np.array(list(pool.map(_sum_of_shards, own, shapes)), np.uint32)
     if jax.process_count() > 1:
         sums = multihost_utils.process_allgather(sums).sum(axis=0, dtype=np.uint32)
     return {
@@ -103,10 +107,9 @@ def describe_with_checksums(tree) -> dict[str, Leaf]:
     }
 
 
-def _own_part(x: jax.Array) -> np.uint32:
-    """This process's part of the checksum of an array: the first copy of each of its shards."""
-    shards = [shard for shard in x.addressable_shards if shard.replica_id == 0]
-    sums = [checksum(np.asarray(s.data), s.index, x.shape) for s in shards]
+def _sum_of_shards(shards: list[Shard], shape: tuple[int, ...]) -> np.uint32:
+    """This process's part of the checksum of an array."""
+    sums = [checksum(np.asarray(shard.data), shard.index, shape) for shard in shards]
     return np.sum(np.array(sums, np.uint32), dtype=np.uint32)
 
 

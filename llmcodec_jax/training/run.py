@@ -28,6 +28,7 @@ from llmcodec_jax.training.interrupt import Interrupted
 from llmcodec_jax.training.lock import FolderLock
 from llmcodec_jax.training.method import Method
 from llmcodec_jax.training.state import init_state
+from llmcodec_jax.training.tracing import abstract_state
 from llmcodec_jax.types import Batch
 
 T = TypeVar("T")
@@ -90,14 +91,10 @@ def open_data(config: RunConfig, tokenizer) -> tuple[Loader, list[Batch]]:
 
 
 def start_state(config: RunConfig, method: Method, lm_params, mesh):
-    """Shapes -> shardings -> (jitted initialiser on the devices, placed shapes to restore into)."""
-    abstract = jax.eval_shape(lambda lm: init_state(method, lm, config.seed), lm_params)
-    placed = sharding.shardings(abstract, mesh, sharding.STATE_RULES)
-    build = jax.jit(lambda lm: init_state(method, lm, config.seed), out_shardings=placed)
-    abstract = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, placed
-    )
-    return build, abstract
+    """-> (jitted initialiser on the devices, placed shapes to restore into)."""
+    abstract = abstract_state(method, lm_params, config.seed, mesh)
+    where = jax.tree.map(lambda x: x.sharding, abstract)
+    return jax.jit(lambda lm: init_state(method, lm, config.seed), out_shardings=where), abstract
 
 
 def import_codec(path: str, method: Method, state):

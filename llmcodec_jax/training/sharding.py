@@ -98,6 +98,13 @@ def shardings(tree, mesh: Mesh, rules) -> object:
     return jax.tree_util.tree_map_with_path(leaf, tree)
 
 
+def placed(tree, where):
+    """Shapes (or arrays) and their shardings -> shapes that carry their shardings."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, where
+    )
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, P())

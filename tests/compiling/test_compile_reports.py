@@ -65,8 +65,8 @@ def test_a_report_is_of_the_config_as_it_is(name):
     assert asked.items() <= report["mesh"].items()
     assert config.data.batch_size == report["global_batch"]
     state, lm = shapes()
-    state = program.placed(state, sharding.shardings(state, mesh, sharding.STATE_RULES))
-    lm = program.placed(lm, sharding.shardings(lm, mesh, sharding.LM_RULES))
+    state = sharding.placed(state, sharding.shardings(state, mesh, sharding.STATE_RULES))
+    lm = sharding.placed(lm, sharding.shardings(lm, mesh, sharding.LM_RULES))
     parts = {
         "frozen_lm": lm,
         "parameters": (state.params, state.discriminator),

@@ -1,5 +1,7 @@
 """The frozen decoder: pooling, padding, precision, adapters, generation, identity."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from llmcodec_jax.lm import decoder
 from llmcodec_jax.lm import lora as adapters
-from llmcodec_jax.lm.config import ConfigError, LMConfig, from_huggingface, to_huggingface
+from llmcodec_jax.lm.config import FAMILIES, ConfigError, LMConfig, from_huggingface, to_huggingface
 from llmcodec_jax.lm.generate import generate
 from llmcodec_jax.lm.weights import digest
 
@@ -204,3 +206,22 @@ def test_config_survives_its_own_description():
 def test_what_cannot_be_honoured_is_refused(change, named):
     with pytest.raises(ConfigError, match=named):
         from_huggingface(to_huggingface(CONFIG, "float32") | change)
+
+
+def test_an_unknown_family_is_never_exported_as_another():
+    with pytest.raises(ConfigError, match="'gemma' is not one of llama, mistral, qwen3"):
+        to_huggingface(dataclasses.replace(CONFIG, family="gemma"), "float32")
+
+
+@pytest.mark.parametrize("row", FAMILIES)
+def test_every_row_is_read_and_exported_as_itself(row):
+    config = dataclasses.replace(CONFIG, family=row.model_type, qk_norm=row.qk_norm)
+    raw = to_huggingface(config, "float32")
+    assert raw["architectures"] == [row.architecture]
+    assert from_huggingface(raw) == config
+    windowed = raw | {"sliding_window": 512}
+    if row.windowed:
+        with pytest.raises(ConfigError, match="sliding"):
+            from_huggingface(windowed)
+    else:
+        assert from_huggingface(windowed) == config

@@ -153,3 +153,36 @@ def test_r1_has_a_parameter_gradient(params):
     norms = [float(jnp.abs(g).sum()) for g in jax.tree.leaves(jax.jit(jax.grad(penalty))(params))]
     assert np.isfinite(norms).all()
     assert max(norms) > 0
+
+
+def test_r1_differentiates_like_its_plain_form(params):
+    """grad of ||grad||^2, though the penalty takes the second derivative along the first."""
+    wav, key = _wav(2, 900), jax.random.key(1)
+
+    def ours(p):
+        return adversarial.r1_penalty(lambda w: SMALL.apply(p, w), wav, key, 2.0, 4)[0]
+
+    def plain(p):
+        def score(wav):
+            features, masks = SMALL.apply(p, wav)
+            total = 0.0
+            for index, (maps, kept) in enumerate(zip(features, masks, strict=True)):
+                logits, mask = maps[-1][..., 0], kept[-1]
+                signs = jax.random.rademacher(
+                    jax.random.fold_in(key, index), logits.shape, jnp.float32
+                )
+                total += jnp.sum(signs * logits * mask / jnp.sqrt(mask.sum(1, keepdims=True)))
+            return total
+
+        return 4.0 * jnp.sum(jnp.square(jax.grad(score)(wav)))
+
+    (value, gradient), (expected, reference) = (
+        jax.jit(jax.value_and_grad(f))(params) for f in (ours, plain)
+    )
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(reference))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * scale),
+        gradient,
+        reference,
+    )

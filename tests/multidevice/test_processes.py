@@ -189,6 +189,6 @@ def test_sigterm_saves_on_all_processes(tmp_path, tiny_lm, speech):
     reached(running, workdir, 1)
     os.kill(running.process.pid, signal.SIGTERM)
     # Between two steps, that is: the next phase's compilation may come first.
-    assert running.ended(600) == 0, running.said()[-3000:]
+    assert running.ended(600) == 75, running.said()[-3000:]
     assert any((workdir / "checkpoints").iterdir())
     assert running.said().count("the same command resumes") == 2

@@ -79,7 +79,8 @@ def test_long_audio_is_taken_in_pieces(encoder):
 
 def test_bad_input_is_answered_in_words(encoder, clips, tmp_path, capsys):
     given = ["--encoder", str(encoder), "--data", str(clips), "--output", str(tmp_path / "u")]
-    assert units.main([*given, "--layer", "3"]) == 1
+    with pytest.raises(SystemExit, match="2"):
+        units.main([*given, "--layer", "3"])
     assert "has 0 to 2" in capsys.readouterr().err
     assert units.main([*given, "--layer", "1", "--clusters", "100000"]) == 1
     assert "too few" in capsys.readouterr().err

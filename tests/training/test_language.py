@@ -144,8 +144,8 @@ def test_gate_and_detach_spare_the_whole_codec_its_codebook_too(lm, logits):  # 
     (detached,) = reached("detach", (1.0,))
     assert size(closed) == size(detached) == 0
     assert size(opened["encoder"]) > 0
-    codebook = opened["quantizer"]["level_0"]["codebook"]
-    assert size(codebook) > 0
+    if logits == "native":  # of the quantised latent only the encoder's part has a gradient
+        assert size(opened["quantizer"]["level_0"]["codebook"]) > 0
 
 
 def test_native_temperature_acts_on_noise_and_relaxation():

@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from llmcodec_jax.training import distributed, journal, loop, sharding
+from llmcodec_jax.training import distributed, journal, loop, sharding, tracing
 from llmcodec_jax.training.checkpoint import Checkpoints
 from llmcodec_jax.training.config import LogConfig, default_config, read_config
 from llmcodec_jax.training.interrupt import Interrupted
@@ -89,7 +89,7 @@ CONFIG = read_config(default_config())
 @pytest.fixture
 def go(tmp_path, monkeypatch):
     """Trains (or goes on) in one folder -> whether the run reached its end."""
-    monkeypatch.setattr(loop, "train_step", toy_step)
+    monkeypatch.setattr(tracing, "train_step", toy_step)
     monkeypatch.setattr(loop, "save_codec", lambda *_: None)
     monkeypatch.setattr(loop, "evaluate_heldout", lambda run, state, step: 10.0 - step)
     monkeypatch.setenv("LLMCODEC_CACHE", str(tmp_path / "cache"))

@@ -100,7 +100,7 @@ def test_other_sites_get_no_answer(server):
 
 
 def test_the_command_answers_bad_codecs_and_ports(capsys, server):
-    assert demo.main(["--codec", "nothing", "--no-browser"]) == 1
+    assert demo.main(["--codec", "nothing", "--no-browser"]) == 2
     assert "nothing" in capsys.readouterr().err
     taken = str(server.server_address[1])
     assert demo.main(["--port", taken, "--no-browser"]) == 1

@@ -51,11 +51,11 @@ class STFTHead(nn.Module):
     def __call__(self, padded: jax.Array) -> jax.Array:
         n_fft = 4 * self.hop
         frames = dsp.frame(padded.astype(jnp.float32), n_fft, self.hop)
-        real, imag = dsp.half_spectrum(frames * published_window(n_fft))
+        spectrum = jnp.fft.fft(frames * published_window(n_fft), axis=-1)[..., : n_fft // 2 + 1]
         # The first and last bin are real, and -0.0 would turn an angle by half a circle.
         inner = np.arange(n_fft // 2 + 1) % (n_fft // 2) != 0
-        real = jnp.where(real == 0, 0.0, real)
-        imag = jnp.where((imag == 0) | ~inner, 0.0, imag)
+        real = jnp.where(spectrum.real == 0, 0.0, spectrum.real)
+        imag = jnp.where((spectrum.imag == 0) | ~inner, 0.0, spectrum.imag)
         magnitude = jnp.sqrt(jnp.square(real) + jnp.square(imag))
         features = [jnp.log(magnitude + LOG_FLOOR), jnp.arctan2(imag, real)]
         return nn.Dense(
@@ -81,11 +81,9 @@ class ISTFTHead(nn.Module):
         )(hidden).astype(jnp.float32)
         log_magnitude, phase = jnp.split(out, 2, axis=-1)
         magnitude = jnp.minimum(jnp.exp(log_magnitude), MAX_MAGNITUDE)
+        spectrum = jax.lax.complex(magnitude * jnp.cos(phase), magnitude * jnp.sin(phase))
         window = dsp.hann(n_fft)
-        frames = (
-            dsp.from_half_spectrum(magnitude * jnp.cos(phase), magnitude * jnp.sin(phase), n_fft)
-            * window
-        )
+        frames = jnp.fft.irfft(spectrum, n_fft, axis=-1) * window
         if frame_mask is None:
             frame_mask = jnp.ones((1, frames.shape[1]), bool)
         weight = frame_mask[..., None]
