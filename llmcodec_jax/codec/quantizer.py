@@ -5,6 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from llmcodec_jax.types import CodecOutput, Search
 
@@ -248,6 +249,22 @@ def revive_dead_codes(
     drawn = drawn + 0.01 * spread * jax.random.normal(nudge_key, drawn.shape)
     dead = (usage * size < threshold) & (valid[-1] > 0)
     return jnp.where(dead[:, None], drawn, codebook), jnp.where(dead, 1 / size, usage)
+
+
+def grow_codebook(codebook: np.ndarray, size: int, seed: int = 0) -> np.ndarray:
+    """A codebook [V, d] with `size` >= V rows that finds the same vectors, and finer ones.
+
+    The first V rows are the old ones; the rest are copies of them in turn, each moved within its
+    row's own cell: by a quarter of the distance to the nearest other row, in a random direction.
+    """
+    unit = codebook / np.maximum(np.linalg.norm(codebook, axis=1, keepdims=True), 1e-12)
+    similarity = unit @ unit.T
+    np.fill_diagonal(similarity, -1)
+    reach = np.linalg.norm(codebook - codebook[similarity.argmax(1)], axis=1, keepdims=True)
+    parents = np.arange(len(codebook), size) % len(codebook)
+    step = np.random.default_rng(seed).normal(size=(len(parents), codebook.shape[1]))
+    step *= 0.25 * reach[parents] / np.linalg.norm(step, axis=1, keepdims=True)
+    return np.concatenate([codebook, codebook[parents] + step]).astype(codebook.dtype)
 
 
 class FactorisedCodec(nn.Module):

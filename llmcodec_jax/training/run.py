@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from llmcodec_jax import files
 from llmcodec_jax.codec import store
+from llmcodec_jax.codec.quantizer import grow_codebook
 from llmcodec_jax.data.embedded import lm_path
 from llmcodec_jax.data.pipeline import Loader, eval_batches, make_loader
 from llmcodec_jax.data.prefetch import prefetch
@@ -98,12 +100,51 @@ def start_state(config: RunConfig, method: Method, lm_params, mesh):
 
 
 def import_codec(path: str, method: Method, state):
-    """Puts a codec's weights into a fresh state. Raises ValueError if the architecture differs."""
-    _, variables = store.load(path, expect=method.codec)
+    """Puts a codec's weights into a fresh state; a codec.json with fewer codes has them grown.
+
+    Raises LayoutError if the architecture differs in anything else.
+    """
+    wanted = getattr(method.codec, "codebook_size", 0)
+    source = store.locate(path)
+    size = source.config.get("codebook_size", wanted) if source.ours else wanted
+    grows = isinstance(size, int) and 0 < size < wanted
+    held = method.codec.clone(codebook_size=size) if grows else method.codec
+    _, variables = store.load(path, expect=held)
+    if grows:
+        logger.info("%s: %d codes, grown to %d", path, size, wanted)
+        variables = grow_codebooks(variables, wanted)
     put = lambda new, old: jax.device_put(new, old.sharding)  # noqa: E731
     params = state.params | {"codec": jax.tree.map(put, variables["params"], state.params["codec"])}
     stats = jax.tree.map(put, variables["batch_stats"], state.batch_stats)
     return state.replace(params=params, batch_stats=stats)
+
+
+def grow_codebooks(variables: dict, size: int) -> dict:
+    """A codec's variables with every codebook grown to `size` rows, all codes equally used.
+
+    Raises UsageError for a family that keeps its codebooks in another way.
+    """
+    levels = variables["params"].get("quantizer", {})
+    counted = variables.get("batch_stats", {}).get("quantizer", {})
+    if (
+        not levels
+        or any("codebook" not in level for level in levels.values())
+        or (
+            {name: {"usage"} for name in levels}
+            != {name: set(level) for name, level in counted.items()}
+        )
+    ):
+        raise UsageError("codec.codebook_size: only AUV's codebooks can be grown from `init`'s")
+    params = {
+        name: {**level, "codebook": grow_codebook(np.asarray(level["codebook"]), size)}
+        for name, level in levels.items()
+    }
+    usage = {name: {"usage": np.full(size, 1 / size, np.float32)} for name in levels}
+    return {
+        **variables,
+        "params": {**variables["params"], "quantizer": params},
+        "batch_stats": {**variables["batch_stats"], "quantizer": usage},
+    }
 
 
 def check_inputs(config: RunConfig) -> None:
