@@ -2,6 +2,7 @@
 import * as ort from "./ort.wasm.min.mjs";
 
 ort.env.wasm.numThreads = 1; // more threads need headers that a plain file server does not send
+ort.env.logLevel = "error"; // it warns of processors that browsers hide
 ort.env.wasm.wasmPaths = new URL("./", import.meta.url).href;
 
 export const where = "The codec runs in this browser: nothing is sent anywhere.";
