@@ -16,39 +16,10 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from llmcodec_jax import audio
-from llmcodec_jax.lm.config import LMConfig, to_huggingface
+from llmcodec_jax.lm.config import to_huggingface
 from llmcodec_jax.lm.decoder import init_params
 from llmcodec_jax.lm.weights import unstacked
-
-RATE = 16_000
-WORDS = "one two three four five six seven eight nine ten call door open close the a".split()
-
-
-def tiny_lm_config(layers: int = 4) -> LMConfig:
-    """A Qwen3 of a few thousand parameters."""
-    return LMConfig(
-        vocab_size=64,
-        width=32,
-        layers=layers,
-        heads=4,
-        kv_heads=2,
-        head_dim=8,
-        ffn_width=48,
-        qk_norm=True,
-        tied=True,
-    )
-
-
-def babble(seconds: float, seed: int, rate: int = RATE) -> np.ndarray:
-    """Voiced-like sound: a gliding buzz under a syllable-like envelope, with a little noise."""
-    rng = np.random.default_rng(seed)
-    time = np.arange(round(seconds * rate)) / rate
-    pitch = rng.uniform(90, 220) * (1 + 0.2 * np.sin(2 * np.pi * rng.uniform(0.5, 2) * time))
-    phase = 2 * np.pi * np.cumsum(pitch) / rate
-    buzz = sum(np.sin(k * phase) / k for k in range(1, 12))
-    envelope = 0.15 + np.clip(np.sin(2 * np.pi * rng.uniform(2, 5) * time + seed), 0, 1)
-    wav = 0.15 * buzz * envelope + 0.005 * rng.normal(size=len(time))
-    return np.clip(wav, -1, 1).astype(np.float32)
+from tests.tiny import RATE, WORDS, babble, tiny_lm_config
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from llmcodec_jax import audio, files
+from llmcodec_jax.codec.tokens import vocabulary_index
 from llmcodec_jax.data.sources import open_mixture
 from llmcodec_jax.errors import UsageError
 from llmcodec_jax.evaluation.sampling import by_hash
@@ -73,11 +74,11 @@ class Material:
         for prefix, part in (("train/", "train"), (HELD_OUT, "eval")):
             for group in _grouped(self.clips(part)):
                 coded = codec.encode([clip.wav for clip in group], self.sample_rate)
-                tokens |= {
-                    prefix + c.name: np.asarray(k) for c, k in zip(group, coded, strict=True)
-                }
+                for clip, codes in zip(group, coded, strict=True):
+                    flat = vocabulary_index(np.asarray(codes), codec.codebook_size)
+                    tokens[prefix + clip.name] = flat
         held_out = frozenset(name for name in tokens if name.startswith(HELD_OUT))
-        return Streams(tokens, codec.codebook_size, 1, codec.frame_rate, held_out)
+        return Streams(tokens, codec.codebook_size, codec.levels, codec.frame_rate, held_out)
 
     def start_encoder(self, codec) -> StartEncoder:
         """Encodes beginnings of the held-out clips that `streams` names."""

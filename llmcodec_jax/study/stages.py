@@ -175,36 +175,36 @@ def evaluate(
     output = folder / "evaluation"
     check_inputs(output, settings.to_dict())
     names = (*results.REPORTS, results.HEAD_START) if base else results.REPORTS
-    reports = {name: output / f"{name}.json" for name in names}
-    if all(path.exists() for path in reports.values()):
+    paths = {name: output / f"{name}.json" for name in names}
+    if all(path.exists() for path in paths.values()):
         return
     logger.info("evaluating %s", folder.name)
     codec = coded.codec
-    if not reports["report"].exists():
+    if not paths["report"].exists():
         reconstruction.evaluate(
             reconstruction.match_folders(clips, None),
-            reports["report"],
+            paths["report"],
             store.digest(codec.module, codec.variables),
             reconstruction.codec_coder(llmcodec_jax.load_codec(folder)),
             keep=output / "audio",
         )
-    metrics = json.loads(reports["report"].read_text())["mean"]
-    if not reports["token_lm"].exists():
+    metrics = json.loads(paths["report"].read_text())["mean"]
+    if not paths["token_lm"].exists():
         content = token_lm.report(
             coded.streams, protocol, None, metrics, output / "token_lm", coded.encode_start
         )
-        reports.write_json(reports["token_lm"], content)
+        reports.write_json(paths["token_lm"], content)
     model = audio_lm.load(output / "token_lm", codec.levels)
-    if not reports["salmon"].exists():
+    if not paths["salmon"].exists():
         parts = salmon.find_parts(pairs) if pairs.is_dir() else {}
         found = salmon.evaluate(parts, codec, salmon.likelihood_of(model))
-        reports.write_json(reports["salmon"], found)
-    if not reports["consistency"].exists():
+        reports.write_json(paths["salmon"], found)
+    if not paths["consistency"].exists():
         found = consistency.evaluate(codec, clips, settings.consistency)
-        reports.write_json(reports["consistency"], found)
-    if base and not reports[results.HEAD_START].exists():
+        reports.write_json(paths["consistency"], found)
+    if base and not paths[results.HEAD_START].exists():
         found = token_lm.measure_with_rows_of(model, coded.streams, protocol)
-        reports.write_json(reports[results.HEAD_START], found)
+        reports.write_json(paths[results.HEAD_START], found)
 
 
 def scale(config: ConfigDict, budget: float) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from llmcodec_jax.codec.auv.model import AUV
 from llmcodec_jax.codec.store import save_codec_folder
-from tests.codec.small_codec import SMALL, init
+from tests.tiny import SMALL, init
 
 
 @pytest.fixture(scope="session")

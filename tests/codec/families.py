@@ -7,8 +7,8 @@ from llmcodec_jax.codec.conv.encodec import EnCodec
 from llmcodec_jax.codec.conv.mimi import Mimi
 from llmcodec_jax.codec.conv.speechtokenizer import SpeechTokenizer
 from llmcodec_jax.codec.conv.wavtokenizer import WavTokenizer
-from tests.codec.small_codec import SMALL
 from tests.codec.toy_codec import ToyCodec
+from tests.tiny import SMALL
 
 ENCODEC = dict(strides=(2, 4), filters=4, width=12, lstm_layers=1, codebook_size=24, levels=3)
 

@@ -18,7 +18,7 @@ from llmcodec_jax.codec.auv.model import AUV
 from llmcodec_jax.codec.layout import LayoutError
 from llmcodec_jax.codec.registry import from_fields, to_fields
 from llmcodec_jax.codec.store import save_codec_folder, save_safetensors, save_torch
-from tests.codec.small_codec import SMALL, init
+from tests.tiny import SMALL, init
 
 GOLDEN = Path(__file__).parents[1] / "parity/data/auv_small.pt"
 

@@ -10,7 +10,7 @@ import llmcodec_jax
 from llmcodec_jax import audio
 from llmcodec_jax.codec.auv.model import AUV
 from llmcodec_jax.codec.inference import Codec
-from tests.codec.small_codec import SMALL, init
+from tests.tiny import SMALL, init
 
 
 def tone(seconds, rate=16_000, seed=0):

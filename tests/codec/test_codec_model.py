@@ -11,7 +11,7 @@ from llmcodec_jax.codec import quantizer
 from llmcodec_jax.codec.auv import conformer
 from llmcodec_jax.codec.auv.model import AUV, nested_partitions
 from llmcodec_jax.types import DOMAINS
-from tests.codec.small_codec import SMALL, init
+from tests.tiny import SMALL, init
 
 
 def noise(batch, frames, seed=0, hop=320):

@@ -19,7 +19,7 @@ from llmcodec_jax.evaluation.streams import from_token_files as read_streams
 from llmcodec_jax.types import CodecOutput
 from tests.codec.families import EXAMPLES
 from tests.codec.toy_codec import TOY
-from tests.conftest import babble
+from tests.tiny import babble
 
 FRAMES = 24
 PADDING_SHARE = 0.25

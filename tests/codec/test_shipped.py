@@ -11,7 +11,7 @@ import llmcodec_jax
 from llmcodec_jax import audio, decode, encode
 from llmcodec_jax.codec.store import SHIPPED
 from llmcodec_jax.evaluation.quick import quick_metrics
-from tests.conftest import RATE, babble
+from tests.tiny import RATE, babble
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 from llmcodec_jax.codec import hub, registry, store
 from llmcodec_jax.codec.auv.model import AUV
 from llmcodec_jax.codec.layout import LayoutError
-from tests.codec.small_codec import SMALL
+from tests.tiny import SMALL
 
 FIELDS_OF_THE_FIRST_FORMAT = (
     *("sample_rate", "hop", "width", "encoder_layers", "decoder_layers", "head_dim"),

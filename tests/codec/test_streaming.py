@@ -11,7 +11,7 @@ from llmcodec_jax import stream as command
 from llmcodec_jax.codec import store
 from llmcodec_jax.codec.streaming import Stream
 from tests.codec.families import EXAMPLES
-from tests.conftest import babble
+from tests.tiny import babble
 
 
 @pytest.fixture(scope="module", params=["encodec", "mimi"])

@@ -19,7 +19,7 @@ from llmcodec_jax.data.cache import build_once, cache_dir
 from llmcodec_jax.data.espeak import VOICES, sentences
 from llmcodec_jax.data.folders import LibriSpeechSource
 from llmcodec_jax.data.packages import FetchError, fetch_debian, fetch_wheel
-from tests.data.conftest import tone
+from tests.tiny import tone
 
 
 def write_g722(path: Path, wav: np.ndarray) -> None:

@@ -9,21 +9,21 @@ from llmcodec_jax.data.pipeline import make_loader
 from llmcodec_jax.data.records import ArraySound, Record
 from llmcodec_jax.data.text import encode, normalise
 from llmcodec_jax.types import DOMAINS
-from tests.data.conftest import RATE, Letters, spell, tone, write_corpus
+from tests.tiny import TONE_RATE, Letters, spell, tone, write_corpus
 
 WORDS = tuple((i + 0.1, i + 0.9, f"w{i}") for i in range(10))
 
 
 def maker(**options) -> ExampleMaker:
-    fields = dict(sample_rate=RATE, clip_samples=16000, hop=320)
+    fields = dict(sample_rate=TONE_RATE, clip_samples=16000, hop=320)
     fields |= dict(text_tokenizer=Letters(), max_text=64)
     return ExampleMaker(**fields | options)
 
 
 def ramp_record(seconds: float, **fields) -> Record:
     """Sample n has the value n / 100000: a crop tells where it was cut."""
-    ramp = np.arange(round(seconds * RATE), dtype=np.float32) / 100_000
-    return Record("ramp", ArraySound(ramp, RATE, "ramp"), **fields)
+    ramp = np.arange(round(seconds * TONE_RATE), dtype=np.float32) / 100_000
+    return Record("ramp", ArraySound(ramp, TONE_RATE, "ramp"), **fields)
 
 
 def make(maker, record, seed=0):
@@ -42,9 +42,9 @@ def test_short_recordings_are_whole_and_keep_their_text():
 
 def test_recording_of_exactly_the_clip_is_whole():
     for samples in (15_999, 16_000):
-        example, text = make(maker(), ramp_record(samples / RATE, text="whole"))
+        example, text = make(maker(), ramp_record(samples / TONE_RATE, text="whole"))
         assert (example["wav_length"], text) == (samples, "whole")
-    assert make(maker(), ramp_record(16_001 / RATE, text="whole"))[1] == ""
+    assert make(maker(), ramp_record(16_001 / TONE_RATE, text="whole"))[1] == ""
 
 
 def test_crops_have_no_text_unless_word_times_are_known():
@@ -66,7 +66,7 @@ def test_a_crop_gets_its_own_words_and_no_others():
     record = ramp_record(10.0, text="never this", words=WORDS)
     for seed in range(20):
         example, text = make(maker(), record, seed)
-        start = float(example["wav"][0]) * 100_000 / RATE
+        start = float(example["wav"][0]) * 100_000 / TONE_RATE
         own = [w for a, b, w in WORDS if a >= start - 0.02 and b <= start + 2.02]
         assert text == " ".join(own)
         assert 1 <= len(own) <= 2
@@ -91,7 +91,7 @@ def test_resampled_crops_have_their_length_and_pitch():
         example, _ = make(maker(), Record("tone", sound))
         assert example["wav_length"] == 16_000
         spectrum = np.abs(np.fft.rfft(example["wav"] * np.hanning(16_000)))
-        assert abs(spectrum.argmax() * RATE / 16_000 - 500) <= 1
+        assert abs(spectrum.argmax() * TONE_RATE / 16_000 - 500) <= 1
 
 
 def test_text_that_is_too_long_is_dropped_not_cut():
@@ -110,16 +110,16 @@ def test_without_tokenizer_there_is_no_text():
 
 def test_unusable_recordings_say_why():
     with pytest.raises(AudioError, match="x: too short"):
-        make(maker(), Record("x", ArraySound(tone(0.2), RATE, "x")))
+        make(maker(), Record("x", ArraySound(tone(0.2), TONE_RATE, "x")))
     with pytest.raises(AudioError, match="x: silent"):
-        make(maker(), Record("x", ArraySound(0.001 * tone(1.0), RATE, "x")))
+        make(maker(), Record("x", ArraySound(0.001 * tone(1.0), TONE_RATE, "x")))
 
 
 def test_silent_openings_do_not_condemn_a_long_recording():
-    wav = np.concatenate([np.zeros(30 * RATE, np.float32), tone(40.0)])
+    wav = np.concatenate([np.zeros(30 * TONE_RATE, np.float32), tone(40.0)])
     found = 0
     for seed in range(10):
-        example, _ = make(maker(), Record("x", ArraySound(wav, RATE, "x")), seed)
+        example, _ = make(maker(), Record("x", ArraySound(wav, TONE_RATE, "x")), seed)
         found += np.abs(example["wav"]).max() > 0.3
     assert found == 10
 
@@ -143,7 +143,9 @@ def test_example_ids_follow_the_name_alone(tmp_path):
     ids = []
     for place in ("one", "two"):
         folder = write_corpus(tmp_path / place / "corpus")
-        options = dict(sample_rate=RATE, clip_samples=3200, hop=320, batch_size=18, split="all")
+        options = dict(
+            sample_rate=TONE_RATE, clip_samples=3200, hop=320, batch_size=18, split="all"
+        )
         with make_loader(f"librispeech:{folder}", **options) as loader:
             ids.append(set(next(loader).example_id.tolist()))
     assert ids[0] == ids[1]

@@ -18,9 +18,11 @@ from llmcodec_jax.data.batches import DataError
 from llmcodec_jax.data.pipeline import eval_batches, make_loader
 from llmcodec_jax.data.prefetch import prefetch
 from llmcodec_jax.types import DOMAINS
-from tests.data.conftest import RATE, Letters, tone, write_corpus
+from tests.tiny import TONE_RATE, Letters, tone, write_corpus
 
-CLIP = dict(sample_rate=RATE, clip_samples=8000, hop=320, text_tokenizer=Letters(), max_text=32)
+CLIP = dict(
+    sample_rate=TONE_RATE, clip_samples=8000, hop=320, text_tokenizer=Letters(), max_text=32
+)
 
 
 def load(sources, count=5, start=None, **options):
@@ -45,7 +47,7 @@ def test_batches_are_what_the_step_expects(corpus):
         assert field.dtype == np.int32
     assert batch.example_id.dtype == np.uint32
     for wav, length in zip(batch.wav, batch.wav_length, strict=True):
-        assert 0.3 * RATE <= length <= 8000
+        assert 0.3 * TONE_RATE <= length <= 8000
         assert np.abs(wav[:length]).max() > 0.3
         assert not wav[length:].any()
 
@@ -138,8 +140,8 @@ def spoiled(folder: Path) -> Path:
     chapter = folder / "1" / "7"
     (chapter / "1-7-0900.wav").write_bytes(b"RIFF????WAVE")
     (chapter / "1-7-0901.wav").write_bytes(b"")
-    audio.write(chapter / "1-7-0902.wav", 0.0001 * tone(1.0), RATE)
-    audio.write(chapter / "1-7-0903.wav", tone(0.1), RATE)
+    audio.write(chapter / "1-7-0902.wav", 0.0001 * tone(1.0), TONE_RATE)
+    audio.write(chapter / "1-7-0903.wav", tone(0.1), TONE_RATE)
     good = (chapter / "1-7-0005.flac").read_bytes()
     (chapter / "1-7-0904.flac").write_bytes(good[: len(good) // 2])
     return folder

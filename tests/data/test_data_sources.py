@@ -20,7 +20,7 @@ from llmcodec_jax.data.records import ArraySound, EncodedSound
 from llmcodec_jax.data.sources import open_mixture, open_source, split_source
 from llmcodec_jax.data.tfds import TfdsSource
 from llmcodec_jax.data.words import Aligned, read_words
-from tests.data.conftest import RATE, tone, write_corpus
+from tests.tiny import TONE_RATE, tone, write_corpus
 
 TFDS_SETS = Path(__file__).parent / "tfds_sets"
 
@@ -51,7 +51,7 @@ def test_librispeech_layout(tmp_path):
 def test_librispeech_gaps_are_told_not_fatal(tmp_path, caplog):
     write_corpus(tmp_path)
     (tmp_path / "1/7/1-7-0002.flac").unlink()
-    audio.write(tmp_path / "1/7/1-7-0100.flac", tone(1.0), RATE)
+    audio.write(tmp_path / "1/7/1-7-0100.flac", tone(1.0), TONE_RATE)
     source = LibriSpeechSource(tmp_path)
     assert "1 transcribed clips have no audio" in caplog.text
     names = [source.name(i) for i in range(len(source))]
@@ -89,7 +89,7 @@ def test_alignments_of_a_set_that_has_none(tmp_path):
 
 
 def test_librispeech_of_something_else(tmp_path):
-    audio.write(tmp_path / "a.wav", tone(1.0), RATE)
+    audio.write(tmp_path / "a.wav", tone(1.0), TONE_RATE)
     with pytest.raises(AudioError, match="use folder:DIR"):
         LibriSpeechSource(tmp_path)
     with pytest.raises(AudioError, match="no such folder"):
@@ -118,7 +118,7 @@ def test_folder_of_many_formats(tmp_path):
 
 def test_manifest(tmp_path):
     for name in ("x/1.wav", "x/2.wav", "y.wav", "not listed.wav"):
-        audio.write(tmp_path / name, tone(1.0), RATE)
+        audio.write(tmp_path / name, tone(1.0), TONE_RATE)
     rows = (
         'path\ttext\tspeaker\tdomain\nx/1.wav\tsaid "one"\tann\tspeech\n\nx/2.wav\t\tbob\tmusic\n'
     )
@@ -160,14 +160,14 @@ def test_bad_manifests_are_refused_by_line(tmp_path, content, complaint):
 
 
 def test_very_long_manifest_fields(tmp_path):
-    audio.write(tmp_path / "a.wav", tone(1.0), RATE)
+    audio.write(tmp_path / "a.wav", tone(1.0), TONE_RATE)
     (tmp_path / "manifest.tsv").write_text("path\ttext\na.wav\t" + "word " * 100_000 + "\n")
     assert len(FolderSource(tmp_path).record(0).text) > 400_000
 
 
 def test_names_stay_unique(tmp_path):
     for name in ("a.wav", "a.flac", "b.wav"):
-        audio.write(tmp_path / name, tone(1.0), RATE)
+        audio.write(tmp_path / name, tone(1.0), TONE_RATE)
     source = FolderSource(tmp_path)
     assert [source.name(i) for i in range(3)] == ["a.flac", "a.wav", "b"]
 
@@ -186,15 +186,17 @@ def test_bad_words_name_the_line(tmp_path):
 def test_array_sounds_are_scaled_and_checked():
     wav = tone(0.1)
     for array in (wav, (wav * 32768).astype(np.int16), np.stack([wav, wav], 1)):
-        np.testing.assert_allclose(ArraySound(array, RATE, "x").read(10, 50), wav[10:50], atol=1e-4)
+        np.testing.assert_allclose(
+            ArraySound(array, TONE_RATE, "x").read(10, 50), wav[10:50], atol=1e-4
+        )
     with pytest.raises(AudioError, match="x: holds no samples"):
-        ArraySound(np.zeros(0), RATE, "x")
+        ArraySound(np.zeros(0), TONE_RATE, "x")
     with pytest.raises(AudioError, match="NaN"):
-        ArraySound(np.array([0.0, np.nan]), RATE, "x").read(0, 2)
+        ArraySound(np.array([0.0, np.nan]), TONE_RATE, "x").read(0, 2)
 
 
 def test_pieces_of_a_file_are_those_of_the_whole(tmp_path):
-    audio.write(tmp_path / "a.flac", tone(2.0), RATE)
+    audio.write(tmp_path / "a.flac", tone(2.0), TONE_RATE)
     sound = EncodedSound(tmp_path / "a.flac")
     whole = sound.read(0, sound.samples)
     np.testing.assert_array_equal(sound.read(700, 9000), whole[700:9000])
@@ -266,7 +268,7 @@ def test_prepared_shards_hold_the_source(tmp_path, codec):
         assert record.name == source.name(index)
         assert source.group(index) == record.speaker == before.speaker
         assert (record.text, record.words) == (before.text, before.words)
-        wav = audio.resample(samples(before), RATE, 16_000)
+        wav = audio.resample(samples(before), TONE_RATE, 16_000)
         assert record.sound.rate == 16_000
         assert len(samples(record)) == len(wav)
         error = np.sqrt(np.mean((samples(record) - wav) ** 2))
@@ -374,7 +376,7 @@ def test_one_damaged_record_is_replaced_and_counted(tmp_path, kind):
     assert len(unusable) == 1
     assert "out, record" in unusable[0]
     assert "is damaged" in unusable[0]
-    options = dict(sample_rate=RATE, clip_samples=8000, hop=320)
+    options = dict(sample_rate=TONE_RATE, clip_samples=8000, hop=320)
     spec = f"arrayrecord:{tmp_path}/out"
     with make_loader(spec, batch_size=6, split="all", **options) as loader:
         for _ in range(9):
@@ -423,7 +425,7 @@ def test_linked_folders_and_hidden_files_are_told(tmp_path, caplog):
 
 def test_truncated_recordings_are_skipped_by_name(tmp_path):
     """Half a WAV is a whole one with half its words, if nobody compares."""
-    audio.write(tmp_path / "a.wav", tone(2.0), RATE)
+    audio.write(tmp_path / "a.wav", tone(2.0), TONE_RATE)
     data = (tmp_path / "a.wav").read_bytes()
     (tmp_path / "a.wav").write_bytes(data[: len(data) // 2])
     with pytest.raises(AudioError, match=r"a\.wav: truncated, 15978 of 32000 bytes"):

@@ -18,8 +18,8 @@ from llmcodec_jax.data.packages import FetchError
 from llmcodec_jax.study import public_audio, results, stages
 from llmcodec_jax.study.material import HELD_OUT, find_sources
 from llmcodec_jax.training import loop
-from tests.conftest import RATE, WORDS, babble
 from tests.end_to_end.test_train import InterruptAt
+from tests.tiny import RATE, WORDS, babble
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_token_lms_are_tested_on_clips_no_codec_saw(data, tiny_lm):
     """The token LM's development and test clips are the codecs' held-out ones, and all of them."""
 
     class Counter:
-        codebook_size, frame_rate = 7, 50.0
+        codebook_size, levels, frame_rate = 7, 1, 50.0
 
         def encode(self, clips, rate):
             return [np.arange(len(clip) // 320) % 7 for clip in clips]

@@ -19,7 +19,7 @@ from llmcodec_jax import export
 from llmcodec_jax.codec import store
 from llmcodec_jax.training import loop
 from llmcodec_jax.training.run import run
-from tests.conftest import WORDS, babble
+from tests.tiny import WORDS, babble
 
 STEPS = 10
 

@@ -16,7 +16,7 @@ from llmcodec_jax.training import sharding
 from llmcodec_jax.training.optim import path_name
 from llmcodec_jax.training.state import init_state
 from llmcodec_jax.training.step import train_step
-from tests.conftest import tiny_lm_config
+from tests.tiny import tiny_lm_config
 from tests.training.test_step import EVERYTHING, tiny_batch, tiny_method
 
 

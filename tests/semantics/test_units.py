@@ -9,7 +9,7 @@ from llmcodec_jax.codec.layout import LayoutError
 from llmcodec_jax.evaluation import streams
 from llmcodec_jax.semantics import published, units
 from llmcodec_jax.semantics.encoder import SpeechEncoder
-from tests.conftest import RATE, babble
+from tests.tiny import RATE, babble
 
 TINY = SpeechEncoder(
     conv_channels=(8,) * 7, width=16, layers=2, heads=2, ffn_width=24, position_kernel=8,

@@ -11,8 +11,8 @@ from llmcodec_jax import audio
 from llmcodec_jax.data import embedded
 from llmcodec_jax.study import public_audio
 from llmcodec_jax.study.material import find_sources
-from tests.data.conftest import tone
 from tests.data.test_data_embedded import sound_packages, write_g722
+from tests.tiny import tone
 
 
 def catalogue(entries: dict[str, np.ndarray], rate: int) -> bytes:

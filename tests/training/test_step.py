@@ -19,7 +19,7 @@ from llmcodec_jax.training.schedules import NEVER, Phase
 from llmcodec_jax.training.state import init_state, stream
 from llmcodec_jax.training.step import gather_gradients, penalise, penalty, train_step
 from llmcodec_jax.types import Batch, CodecOutput
-from tests.conftest import babble, tiny_lm_config
+from tests.tiny import babble, tiny_lm_config
 
 EVERYTHING = Phase(codec=True, discriminator=True, lm=True)
 

@@ -14,7 +14,7 @@ from llmcodec_jax import audio, demo
 from llmcodec_jax.codec import tokens
 from llmcodec_jax.web.server import PageServer
 from tests.browser import chromium, wait_for
-from tests.conftest import RATE, babble
+from tests.tiny import RATE, babble
 
 
 @pytest.fixture(scope="module")
