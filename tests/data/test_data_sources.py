@@ -294,7 +294,7 @@ def test_prepare_resumes_where_it_was_interrupted(tmp_path):
         assert (output / shard.name).read_bytes() == shard.read_bytes()
     for other in ({"shards": 3}, {"shards": 4, "codec": "opus"}):
         with pytest.raises(ValueError, match="was begun with another"):
-            prepare(f"librispeech:{folder}", output, **other)
+            prepare(f"librispeech:{folder}", output, sample_rate=16_000, **other)
     (output / "prepare.json").unlink()
     with pytest.raises(ValueError, match="choose another folder"):
         prepare(f"librispeech:{folder}", output, shards=4, sample_rate=16_000)
@@ -387,7 +387,12 @@ def test_one_damaged_record_is_replaced_and_counted(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["cut", "missing bytes", "empty"])
 def test_a_shard_that_is_not_whole_is_named_at_once(tmp_path, kind):
-    prepare(f"librispeech:{write_corpus(tmp_path / 'in')}", tmp_path / "out", shards=3)
+    prepare(
+        f"librispeech:{write_corpus(tmp_path / 'in')}",
+        tmp_path / "out",
+        shards=3,
+        sample_rate=16_000,
+    )
     shard = sorted((tmp_path / "out").glob("*.array_record"))[1]
     shard.write_bytes(damage(shard.read_bytes(), kind))
     with pytest.raises(AudioError, match=f"{shard.name}: is no whole shard .*; copy it again, or"):
