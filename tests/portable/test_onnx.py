@@ -7,6 +7,7 @@ import wave
 
 import numpy as np
 import pytest
+from tests.codec.small_codec import SMALL, init
 
 from llmcodec_jax import export
 from llmcodec_jax.codec.auv.model import AUV
@@ -14,7 +15,6 @@ from llmcodec_jax.codec.inference import Codec
 from llmcodec_jax.portable import auv, fourier, onnx, stablehlo
 from llmcodec_jax.portable.graph import Graph, GraphError
 from tests.codec.families import EXAMPLES
-from tests.codec.small_codec import SMALL, init
 from tests.conftest import RATE, babble
 
 runtime = pytest.importorskip("onnxruntime", reason="pip install onnx onnxruntime")
