@@ -31,7 +31,6 @@ def get_config() -> ConfigDict:
     c.lm.begin_token = 0  # <|endoftext|>
     c.lm.bank = 64
     c.lm.dtype = "float32"
-    c.lm.remat = False  # there is memory enough
 
     c.bridge.logits = "native"  # agrees with the quantiser by construction
     c.bridge.jitter_seconds = 0.0  # one encoder pass serves both branches

@@ -23,7 +23,7 @@ from llmcodec_jax.training import sharding
 from llmcodec_jax.training.config import RunConfig
 from llmcodec_jax.training.method import Method
 from llmcodec_jax.training.step import train_step
-from llmcodec_jax.training.tracing import abstract_state, lower_step
+from llmcodec_jax.training.tracing import abstract_state, compile_step
 from llmcodec_jax.types import Batch
 
 logger = logging.getLogger(__name__)
@@ -149,14 +149,6 @@ def per_device(tree) -> int:
     )
 
 
-def compile_step(program: Program, phase):
-    """The compiled train step of one phase, as training compiles it."""
-    lowered, _ = lower_step(
-        program.method, phase, program.mesh, program.state, program.lm_params, program.batch
-    )
-    return lowered.compile()
-
-
 def one_devices_work(config: RunConfig, program: Program, phase) -> costs.Work:
     """Work of one device: the step on its own clips, the LM's products over tensor devices."""
     clips = program.clips // sharding.batch_shards(program.mesh)
@@ -210,7 +202,17 @@ def _phase_report(config: RunConfig, program: Program, where: Target, start: int
     phase = program.method.phase(start)
     logger.info("compiling %s for %s", phase, where.name)
     begun = time.perf_counter()
-    compiled = compile_step(program, phase)
+    capacity = where.chip.memory_gb * chips.GB / where.chip.devices
+    step = compile_step(
+        program.method,
+        phase,
+        program.mesh,
+        program.state,
+        program.lm_params,
+        program.batch,
+        capacity,
+    )
+    compiled = step.call
     seconds = time.perf_counter() - begun
     memory = memory_table(program, compiled)
     found = costs.collectives(compiled.as_text(), len(where.devices))
@@ -219,12 +221,12 @@ def _phase_report(config: RunConfig, program: Program, where: Target, start: int
     times = roofline(work, sum(c.sent for c in found if not c.rare), state_bytes, where.chip)
     audio = program.clips * config.data.clip_seconds
     frames = program.clips * program.batch.wav.shape[1] / program.method.codec.hop
-    capacity = where.chip.memory_gb * chips.GB / where.chip.devices
     slowest = max(times["overlapped"], 1e-12)
     return {
         "phase": phase._asdict(),
         "compile_seconds": round(seconds, 1),
         "fits": memory["total"] <= capacity,
+        "lm_recomputes": step.recomputes,
         "memory_bytes_per_device": memory,
         "flops_per_device": work.flops,
         "flops_by_compiler_loops_once": (compiled.cost_analysis() or {}).get("flops", 0.0),

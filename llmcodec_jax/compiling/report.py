@@ -64,6 +64,9 @@ def describe(report: dict) -> str:
         for kind, size in phase["memory_bytes_per_device"].items():
             lines.append(f"  {kind:30s} {size / chips.GIB:8.3f} GiB")
         lines.append(f"  {'capacity':30s} {report['capacity_bytes'] / chips.GIB:8.3f} GiB")
+        if phase["phase"]["lm"]:
+            kept = "recomputed in the backward pass" if phase["lm_recomputes"] else "kept"
+            lines.append(f"  the LM's products are {kept}")
         seconds = phase["seconds"]
         for name in ("compute", "memory", "interconnect"):
             lines.append(f"  {name:30s} {1e3 * seconds[name]:8.1f} ms")

@@ -5,6 +5,7 @@ Gradients flow back through the frozen LM to the bridge and, through the gate, t
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -56,25 +57,40 @@ def read_audio(method: Method, lm_params, embeds: jax.Array, frame_mask: jax.Arr
         frames + 1,
         pool_layers=lm.architecture.aligned_layers if method.align else None,
         pool_position=frames,
-        remat=lm.remat,
+        remat=lm.remat == "always",  # "auto" is decided where the step is compiled
     )
+
+
+def text_buckets(limit: int) -> tuple[int, ...]:
+    """Lengths at which transcripts of up to `limit` tokens are read: a quarter, half, all."""
+    return tuple(sorted({max(limit // 4, 1), max(limit // 2, 1), limit}))
 
 
 def read_text(method: Method, lm_params, batch: Batch) -> TextStates:
-    """Transcripts through the same LM, without gradient, pooled at the last real token."""
+    """Transcripts through the same LM, without gradient, pooled at the last real token.
+
+    The whole batch is read at the shortest of `text_buckets` that holds its longest transcript:
+    most are far shorter than `data.max_text`, and padding costs as much as text.
+    """
     lm = method.lm
     length = jnp.maximum(batch.text_length, 1)
-    output = decoder.forward(
-        lm.architecture,
-        lm_params,
-        decoder.embed_text(lm_params, batch.text_ids),
-        length,
-        pool_layers=lm.architecture.aligned_layers,
-        pool_position=length - 1,
-        remat=False,
-    )
+
+    def pooled(size: int) -> jax.Array:
+        return decoder.forward(
+            lm.architecture,
+            lm_params,
+            decoder.embed_text(lm_params, batch.text_ids[:, :size]),
+            length,
+            pool_layers=lm.architecture.aligned_layers,
+            pool_position=length - 1,
+            remat=False,
+        ).pooled
+
+    buckets = text_buckets(batch.text_ids.shape[1])
+    smallest = jnp.searchsorted(jnp.array(buckets), jnp.max(length))
+    read = jax.lax.switch(smallest, [functools.partial(pooled, size) for size in buckets])
     return TextStates(
-        states=jax.lax.stop_gradient(output.pooled),
+        states=jax.lax.stop_gradient(read),
         text_hash=alignment.text_hash(batch.text_ids, batch.text_length),
         valid=batch.text_length > 0,
     )

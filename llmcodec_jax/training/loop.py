@@ -24,7 +24,7 @@ from llmcodec_jax.training.journal import Journal
 from llmcodec_jax.training.method import Method
 from llmcodec_jax.training.resume import CheckpointError
 from llmcodec_jax.training.step import eval_step
-from llmcodec_jax.training.tracing import lower_step
+from llmcodec_jax.training.tracing import compile_step, device_capacity
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +75,10 @@ class Steps:
 
     def _compile(self, phase, state, batch):
         run = self._run
-        lowered, jaxpr = lower_step(run.method, phase, run.mesh, state, run.lm_params, batch)
-        return lowered.compile(), costs.work(jaxpr).flops
+        step = compile_step(
+            run.method, phase, run.mesh, state, run.lm_params, batch, device_capacity(run.mesh)
+        )
+        return step.call, costs.work(step.jaxpr).flops
 
 
 def train(run: Run, state, batches) -> bool:

@@ -73,10 +73,16 @@ class LanguageModel:
     logit_scale: float = 5.0  # of the contrastive loss
     smoothing: float = 0.1  # label smoothing of the contrastive loss
     dtype: str = "bfloat16"  # of the frozen weights and their matmuls
-    remat: bool = True  # in the backward pass recompute even products with weights
+    # Whether the backward pass recomputes even products with weights: "always", "never", or "auto":
+    # where the step does not fit the devices' memory otherwise.
+    remat: str = "auto"
     # The architecture, so that a run can be compiled without weights (compile_check). Training
     # takes what `path` holds and warns of a difference.
     config: LMConfig | None = fixed(None)
+
+    def __post_init__(self):
+        if self.remat not in ("auto", "always", "never"):
+            raise UsageError("lm.remat is 'auto', 'always' or 'never'")
 
     @property
     def architecture(self) -> LMConfig:

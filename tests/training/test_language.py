@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from llmcodec_jax import bridge as bridging
-from llmcodec_jax.training.language import Branch, language_losses, target_gradient
+from llmcodec_jax.hardware import costs
+from llmcodec_jax.training.language import (
+    Branch,
+    language_losses,
+    read_text,
+    target_gradient,
+    text_buckets,
+)
 from llmcodec_jax.training.method import Bridge
 from llmcodec_jax.training.state import init_state, stream
 from llmcodec_jax.types import CodecOutput, Search
@@ -122,7 +129,8 @@ def test_gate_and_detach_spare_the_whole_codec_its_codebook_too(lm, logits):  # 
     def reached(mode, gate):
         method = tiny_method()
         bridge = dataclasses.replace(method.bridge, logits=logits, mode=mode)
-        method = dataclasses.replace(method, bridge=bridge)
+        groups = tuple(g for g in method.groups if g.name != "bridge" or logits == "projection")
+        method = dataclasses.replace(method, bridge=bridge, groups=groups)
         state = init_state(method, lm, 0)
 
         def loss(codec, gate):
@@ -185,3 +193,24 @@ def test_entropy_of_the_relaxation_is_that_of_its_softmax(parts):
 def test_streams_are_keyed_by_their_whole_names():
     keys = {n: jax.random.key_data(stream(jax.random.key(0), 3, n)).tolist() for n in STREAMS}
     assert len({str(key) for key in keys.values()}) == len(STREAMS)
+
+
+def test_text_is_read_at_the_shortest_bucket_that_holds_it(lm):  # noqa: F811
+    """The same states at every bucket, and half the work where the longest text is half as long."""
+    assert text_buckets(128) == (32, 64, 128)
+    assert text_buckets(1) == (1,)
+    method, batch = tiny_method(), tiny_batch()
+    batch = batch.replace(text_ids=np.pad(batch.text_ids, ((0, 0), (0, 26))))  # 6 of 32
+    short = batch.replace(text_ids=batch.text_ids[:, :8])
+    read = jax.jit(lambda batch: read_text(method, lm, batch))
+    padded, bare = read(batch), read(short)
+    np.testing.assert_allclose(padded.states, bare.states, atol=1e-5)
+    np.testing.assert_array_equal(padded.text_hash, bare.text_hash)
+    branches = [
+        equation.params["branches"]
+        for equation in jax.make_jaxpr(lambda b: read_text(method, lm, b))(batch).jaxpr.eqns
+        if equation.primitive.name == "cond"
+    ]
+    assert [len(b) for b in branches] == [3]
+    first, second, third = (costs.work(b.jaxpr).flops for b in branches[0])
+    assert first < 0.6 * second < 0.36 * third
