@@ -1,5 +1,6 @@
 """What the tests share: a shrunk codec, a shrunk language model, sounds and corpora of our own."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -7,6 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from llmcodec_jax import audio
+from llmcodec_jax.data.batches import Batches
+from llmcodec_jax.data.examples import ExampleMaker
+from llmcodec_jax.data.pipeline import HeldOut, Loader, eval_batches
+from llmcodec_jax.data.sources import Part, open_mixture
 from llmcodec_jax.lm.config import LMConfig
 
 RATE = 16_000
@@ -81,3 +86,25 @@ class Letters:
 
 def spell(ids, length) -> str:
     return "".join(chr(i) for i in ids[:length])
+
+
+def make_loader(sources, split: str = "train", **options) -> Loader:
+    """A loader of `sources`; options go to whom they concern: mixture, maker, batches, loader."""
+    parts, maker = open_parts(sources, split, options)
+    own = [name for name in ("workers", "threads", "buffer") if name in options]
+    loading = {name: options.pop(name) for name in own}
+    return Loader(Batches(parts, maker, **{"seed": 0} | options), **loading)
+
+
+def make_eval_batches(sources, split: str = "eval", **options) -> HeldOut:
+    """`eval_batches` of `sources`; options as above."""
+    return eval_batches(*open_parts(sources, split, options), **options)
+
+
+def open_parts(sources, split: str, options: dict) -> tuple[list[Part], ExampleMaker]:
+    """Takes what concerns the mixture and the maker out of `options`."""
+    mixed = ("alignments", "cache", "eval_fraction", "eval_max", "by")
+    mixture = {name: options.pop(name) for name in mixed if name in options}
+    fields = [field.name for field in dataclasses.fields(ExampleMaker) if field.name in options]
+    maker = ExampleMaker(**{name: options.pop(name) for name in fields})
+    return open_mixture(sources, split, **mixture), maker

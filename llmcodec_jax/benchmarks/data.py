@@ -20,8 +20,11 @@ import time
 from tqdm import tqdm
 
 from llmcodec_jax.audio import AudioError
+from llmcodec_jax.data.batches import Batches
+from llmcodec_jax.data.examples import ExampleMaker
 from llmcodec_jax.data.packages import FetchError
-from llmcodec_jax.data.pipeline import Loader, make_loader
+from llmcodec_jax.data.pipeline import Loader
+from llmcodec_jax.data.sources import open_mixture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,23 +70,16 @@ def main(argv: list[str] | None = None) -> int:
     rate = arguments.sample_rate
     hop = max(rate // 50, 1)  # frames as long as most codecs' own; only the clip is made of them
     clip = max(hop, round(arguments.clip_seconds * rate / hop) * hop)
+    maker = ExampleMaker(sample_rate=rate, clip_samples=clip, hop=hop)
     demand = arguments.batch_size * clip / rate / arguments.step_seconds
     print(f"a step consumes {demand:.0f} s of audio per second; {os.cpu_count()} cores here")
     print(f"{'workers':>8} {'clips/s':>9} {'x real time':>12} {'per core':>9}")
     per_core = None
     for workers in arguments.workers:
         try:
-            with make_loader(
-                arguments.source,
-                sample_rate=rate,
-                batch_size=arguments.batch_size,
-                clip_samples=clip,
-                hop=hop,
-                split="all",
-                workers=workers,
-                threads=arguments.threads,
-                cache=arguments.cache,
-            ) as loader:
+            parts = open_mixture(arguments.source, cache=arguments.cache)
+            batches = Batches(parts, maker, batch_size=arguments.batch_size, seed=0)
+            with Loader(batches, workers=workers, threads=arguments.threads) as loader:
                 rates = measure(loader, rate, arguments.batches, max(2, 4 * workers))
         except (AudioError, FetchError, ValueError) as error:
             sys.exit(str(error))

@@ -13,8 +13,6 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
 
 import grain
 import numpy as np
@@ -23,7 +21,7 @@ from absl import flags
 from llmcodec_jax.data.batches import Batches, DataError, Spoken, fixed_rows
 from llmcodec_jax.data.examples import ExampleMaker
 from llmcodec_jax.data.records import stable_hash
-from llmcodec_jax.data.sources import SourceSpec, open_mixture
+from llmcodec_jax.data.sources import Part
 from llmcodec_jax.errors import UsageError
 from llmcodec_jax.types import Batch
 
@@ -168,89 +166,29 @@ class HeldOut(list[Batch]):
         self.spoken = list(spoken)
 
 
-def make_loader(
-    sources: SourceSpec | Sequence[SourceSpec],
-    *,
-    batch_size: int,
-    seed: int = 0,
-    split: str = "train",
-    eval_fraction: float = 0.02,
-    eval_max: int = 256,
-    split_by: str = "name",
-    workers: int = 0,
-    threads: int = 2,
-    buffer: int = 4,
-    process_index: int = 0,
-    process_count: int = 1,
-    alignments: str | Path | None = None,
-    cache: str | Path | None = None,
-    **clip: Any,
-) -> Loader:
-    """Opens the sources and returns the loader.
-
-    `batch_size` is global: each process gets batch_size / process_count rows. `split`,
-    `eval_fraction`, `eval_max` and `split_by` are explained at `sources.split_source`,
-    `alignments` at `sources.open_mixture`; `clip` holds the fields of `examples.ExampleMaker`:
-    sample_rate, clip_samples, hop, text_tokenizer, max_text, text_policy, min_seconds,
-    silence_peak.
-    """
-    batches = Batches(
-        open_mixture(
-            sources,
-            split,
-            cache=cache,
-            alignments=alignments,
-            eval_fraction=eval_fraction,
-            eval_max=eval_max,
-            by=split_by,
-        ),
-        ExampleMaker(**clip),
-        batch_size=batch_size,
-        seed=seed,
-        process_index=process_index,
-        process_count=process_count,
-    )
-    return Loader(batches, workers=workers, threads=threads, buffer=buffer)
-
-
 def eval_batches(
-    sources: SourceSpec | Sequence[SourceSpec],
+    parts: Sequence[Part],
+    maker: ExampleMaker,
     *,
     count: int,
     batch_size: int,
     seed: int = 0,
-    split: str = "eval",
-    eval_fraction: float = 0.02,
-    eval_max: int = 256,
-    split_by: str = "name",
     process_index: int = 0,
     process_count: int = 1,
-    alignments: str | Path | None = None,
-    cache: str | Path | None = None,
-    **clip: Any,
 ) -> HeldOut:
-    """A fixed list of numpy batches of up to `count` different held-out clips.
+    """A fixed list of numpy batches of up to `count` different clips, held out by their parts.
 
-    Parts of a mixture share `count` by weight. The last batch is filled up with rows of
-    wav_length 0. Unusable records are left out and logged. Each process gets its own rows.
-    Arguments as for `make_loader`.
+    Parts of a mixture share `count` by weight. `batch_size` is global; the last batch is filled up
+    with rows of wav_length 0. Unusable records are left out and logged. Each process gets its own
+    rows. Raises DataError where no clip is usable.
     """
     if batch_size % process_count:
         raise UsageError(f"{process_count} processes cannot share a batch of {batch_size}")
-    parts = open_mixture(
-        sources,
-        split,
-        cache=cache,
-        alignments=alignments,
-        eval_fraction=eval_fraction,
-        eval_max=eval_max,
-        by=split_by,
-    )
-    maker = ExampleMaker(**clip)
     found = [row for part in parts for row in fixed_rows(part, parts, maker, count, seed)]
     rows = [row for row, _ in found]
     if not rows:
-        raise DataError(f"{sources!r}: no usable clip in the {split!r} split")
+        names = ", ".join(part.source.label for part in parts)
+        raise DataError(f"{names}: no usable clip to hold out")
     local = batch_size // process_count
     batches = HeldOut(spoken=[spoken for _, spoken in found])
     for first in range(0, len(rows), batch_size):

@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -17,9 +17,12 @@ from ml_collections import ConfigDict
 from llmcodec_jax import files
 from llmcodec_jax.codec import store
 from llmcodec_jax.codec.quantizer import grow_codebook
+from llmcodec_jax.data.batches import Batches
 from llmcodec_jax.data.embedded import lm_path
-from llmcodec_jax.data.pipeline import Loader, eval_batches, make_loader
+from llmcodec_jax.data.examples import ExampleMaker
+from llmcodec_jax.data.pipeline import HeldOut, Loader, eval_batches
 from llmcodec_jax.data.prefetch import prefetch
+from llmcodec_jax.data.sources import open_mixture
 from llmcodec_jax.errors import UsageError, UserError
 from llmcodec_jax.lm.load import load_lm
 from llmcodec_jax.lm.weights import digest
@@ -31,7 +34,6 @@ from llmcodec_jax.training.lock import FolderLock
 from llmcodec_jax.training.method import Method
 from llmcodec_jax.training.state import init_state
 from llmcodec_jax.training.tracing import abstract_state
-from llmcodec_jax.types import Batch
 
 T = TypeVar("T")
 
@@ -53,15 +55,10 @@ def load_language_model(config: RunConfig, mesh):
     return lm_config, params, tokenizer
 
 
-def open_data(config: RunConfig, tokenizer) -> tuple[Loader, list[Batch]]:
+def open_data(config: RunConfig, tokenizer) -> tuple[Loader, HeldOut]:
     """-> (endless loader of this process's rows, fixed held-out batches)."""
     data, codec = config.data, config.codec
-    common: dict[str, Any] = dict(
-        seed=config.seed,
-        eval_fraction=data.eval_fraction,
-        eval_max=data.eval_max,
-        split_by=data.split_by,
-        alignments=data.alignments,
+    maker = ExampleMaker(
         sample_rate=codec.sample_rate,
         clip_samples=config.clip_samples,
         hop=codec.hop,
@@ -71,25 +68,34 @@ def open_data(config: RunConfig, tokenizer) -> tuple[Loader, list[Batch]]:
         min_seconds=data.min_seconds,
         silence_peak=data.silence_peak,
     )
-    loader = make_loader(
-        data.sources,
+
+    def open_part(sources, split: str):
+        return open_mixture(
+            sources,
+            "all" if data.eval_sources else split,
+            alignments=data.alignments,
+            eval_fraction=data.eval_fraction,
+            eval_max=data.eval_max,
+            by=data.split_by,
+        )
+
+    batches = Batches(
+        open_part(data.sources, "train"),
+        maker,
         batch_size=data.batch_size,
-        workers=data.workers,
-        threads=data.threads,
-        buffer=data.buffer,
-        split="all" if data.eval_sources else "train",
+        seed=config.seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        **common,
     )
-    batches = eval_batches(  # every process holds them whole
-        data.eval_sources or data.sources,
+    heldout = eval_batches(  # every process holds them whole
+        open_part(data.eval_sources or data.sources, "eval"),
+        maker,
         count=config.log.eval_clips,
         batch_size=data.eval_batch_size,
-        split="all" if data.eval_sources else "eval",
-        **common,
+        seed=config.seed,
     )
-    return loader, batches
+    loader = Loader(batches, workers=data.workers, threads=data.threads, buffer=data.buffer)
+    return loader, heldout
 
 
 def start_state(config: RunConfig, method: Method, lm_params, mesh):

@@ -5,11 +5,10 @@ import pytest
 
 from llmcodec_jax.audio import AudioError
 from llmcodec_jax.data.examples import ExampleMaker
-from llmcodec_jax.data.pipeline import make_loader
 from llmcodec_jax.data.records import ArraySound, Record
 from llmcodec_jax.data.text import encode, normalise
 from llmcodec_jax.types import DOMAINS
-from tests.tiny import TONE_RATE, Letters, spell, tone, write_corpus
+from tests.tiny import TONE_RATE, Letters, make_loader, spell, tone, write_corpus
 
 WORDS = tuple((i + 0.1, i + 0.9, f"w{i}") for i in range(10))
 

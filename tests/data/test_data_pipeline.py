@@ -15,10 +15,9 @@ import pytest
 
 from llmcodec_jax import audio
 from llmcodec_jax.data.batches import DataError
-from llmcodec_jax.data.pipeline import eval_batches, make_loader
 from llmcodec_jax.data.prefetch import prefetch
 from llmcodec_jax.types import DOMAINS
-from tests.tiny import TONE_RATE, Letters, tone, write_corpus
+from tests.tiny import TONE_RATE, Letters, make_eval_batches, make_loader, tone, write_corpus
 
 CLIP = dict(
     sample_rate=TONE_RATE, clip_samples=8000, hop=320, text_tokenizer=Letters(), max_text=32
@@ -187,7 +186,7 @@ def test_mostly_unusable_data_is_an_error(tmp_path, workers):
 
 def test_evaluation_batches_are_fixed_and_filled_up(corpus):
     options = dict(CLIP, count=100, batch_size=4, split="eval", eval_fraction=0.4)
-    first, again = eval_batches(corpus, **options), eval_batches(corpus, **options)
+    first, again = make_eval_batches(corpus, **options), make_eval_batches(corpus, **options)
     assert_equal(first, again)
     ids = np.concatenate([batch.example_id for batch in first])
     lengths = np.concatenate([batch.wav_length for batch in first])
@@ -198,7 +197,9 @@ def test_evaluation_batches_are_fixed_and_filled_up(corpus):
     assert held
     assert not held & seen
     assert len(held | seen) == 18
-    halves = [eval_batches(corpus, process_index=i, process_count=2, **options) for i in (0, 1)]
+    halves = [
+        make_eval_batches(corpus, process_index=i, process_count=2, **options) for i in (0, 1)
+    ]
     for whole, *parts in zip(first, *halves, strict=True):
         np.testing.assert_array_equal(whole.wav, np.concatenate([part.wav for part in parts]))
 
@@ -240,7 +241,7 @@ def test_prefetch_passes_errors_on(corpus):
 
 _PARENT = """
 import os, sys
-from llmcodec_jax.data.pipeline import make_loader
+from tests.tiny import make_loader
 if __name__ == "__main__":
     clip = dict(sample_rate=8000, clip_samples=8000, hop=160)
     loader = make_loader(sys.argv[1], batch_size=2, workers=1, **clip)

@@ -14,13 +14,12 @@ from llmcodec_jax import audio
 from llmcodec_jax.audio import AudioError
 from llmcodec_jax.data.arrayrecords import MAGIC, unpack
 from llmcodec_jax.data.folders import FolderSource, LibriSpeechSource
-from llmcodec_jax.data.pipeline import make_loader
 from llmcodec_jax.data.prepare import prepare
 from llmcodec_jax.data.records import ArraySound, EncodedSound
 from llmcodec_jax.data.sources import open_mixture, open_source, split_source
 from llmcodec_jax.data.tfds import TfdsSource
 from llmcodec_jax.data.words import Aligned, read_words
-from tests.tiny import TONE_RATE, tone, write_corpus
+from tests.tiny import TONE_RATE, make_loader, tone, write_corpus
 
 TFDS_SETS = Path(__file__).parent / "tfds_sets"
 
