@@ -7,11 +7,9 @@ A checkpoint is `checkpoints/STEP/`: the arrays as Orbax writes them (`state`) a
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import logging
 import math
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,27 +19,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from llmcodec_jax.training import distributed, notes, resume
+from llmcodec_jax.training import distributed, notes, orbax_errors, resume
 from llmcodec_jax.training.notes import DamagedCheckpointError, Notes
 from llmcodec_jax.training.resume import CheckpointError
 
 logger = logging.getLogger(__name__)
 
-MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-"""What a file that is gone raises: damage. Any other OSError may pass by itself."""
-
-PASSING = (
-    "PERMISSION_DENIED",
-    "UNAUTHENTICATED",
-    "UNAVAILABLE",
-    "DEADLINE_EXCEEDED",
-    "RESOURCE_EXHAUSTED",
-    "ABORTED",
-    "Input/output error",
-    "Stale file handle",
-    "Too many open files",
-)
-"""How TensorStore's messages name troubles that say nothing about the files themselves."""
+CONFIG_NAME = "run.json"
+"""The config in a run folder, as its file and command line gave it."""
 
 
 class UnavailableCheckpointError(CheckpointError):
@@ -65,7 +50,7 @@ class Checkpoints:
     @classmethod
     def of_run(cls, run: str | Path) -> Checkpoints:
         """Those of a run folder, wherever its config put them; only for reading."""
-        note = epath.Path(run) / "config.json"
+        note = epath.Path(run) / CONFIG_NAME
         elsewhere = json.loads(note.read_text())["log"]["checkpoint_dir"] if note.exists() else ""
         return cls(elsewhere or run, keep=1)
 
@@ -126,7 +111,7 @@ class Checkpoints:
     def _writing(self, step: int) -> Iterator[None]:
         """Orbax's failures as one CheckpointError, after which nothing of `step` is left."""
         try:
-            with _without_noise():
+            with orbax_errors.without_noise():
                 yield
         except MemoryError:
             raise
@@ -134,9 +119,9 @@ class Checkpoints:
             self._writer = self._pending = None
             self._mels.pop(step, None)
             self._remove_unfinished()
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(
-                f"checkpoint {self.folder / str(step)} could not be written: {_ending(reason)}. "
+                f"checkpoint {self.folder / str(step)} could not be written: "
+                f"{orbax_errors.reason(error)}. "
                 "The checkpoints before it are whole: the same command goes on from the newest"
             ) from error
 
@@ -230,7 +215,7 @@ class Checkpoints:
         path = self.folder / str(step) / item / name
         try:
             return path.read_text()
-        except (*MISSING, UnicodeDecodeError) as error:
+        except (*orbax_errors.MISSING, UnicodeDecodeError) as error:
             raise DamagedCheckpointError(f"{item}: {error}") from error
         except OSError as error:
             raise UnavailableCheckpointError(f"{path} cannot be read now: {error}") from error
@@ -238,15 +223,13 @@ class Checkpoints:
     def _read_state(self, step: int, handler, arguments) -> Any:
         path = self.folder / str(step) / "state"
         try:
-            with _without_noise():
+            with orbax_errors.without_noise():
                 return handler.restore(path, args=arguments)
         except MemoryError:
             raise
         except Exception as error:  # the one call that raises bare Exceptions for damaged files
-            cause = error.__cause__ or error
-            reason = (str(cause).splitlines() or [type(cause).__name__])[0][:300]
-            transient = isinstance(cause, OSError) and not isinstance(cause, MISSING)
-            if transient or any(word in str(cause) for word in PASSING):
+            reason = orbax_errors.reason(error)
+            if orbax_errors.may_pass(error):
                 raise UnavailableCheckpointError(f"{path} cannot be read now: {reason}") from error
             raise DamagedCheckpointError(reason) from error
 
@@ -255,7 +238,7 @@ class Checkpoints:
         path = self.folder / str(step) / "state"
         try:
             saved = handler.metadata(path).tree["params"]
-        except (*MISSING, ValueError, KeyError, TypeError) as error:
+        except (*orbax_errors.MISSING, ValueError, KeyError, TypeError) as error:
             raise DamagedCheckpointError(f"state: {error}") from error
         wanted = {"params": {name: saved[name] for name in names if name in saved}}
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
@@ -343,35 +326,3 @@ def _free(name: Callable[[str], epath.Path]) -> epath.Path:
     while name("" if number == 1 else f"-{number}").exists():
         number += 1
     return name("" if number == 1 else f"-{number}")
-
-
-def _ending(reason: str, length: int = 200) -> str:
-    """The end of a long message: TensorStore tells the cause last."""
-    reason = reason.partition(" [source locations=")[0]
-    return reason if len(reason) <= length else f"... {reason[-length:]}"
-
-
-@contextlib.contextmanager
-def _without_noise() -> Iterator[None]:
-    """Without the tracebacks of futures that nobody asks any more: the error itself is raised."""
-    hooks = sys.unraisablehook, sys.excepthook
-    sys.unraisablehook = sys.excepthook = lambda *_: None
-    try:
-        yield
-    except Exception:
-        gc.collect()  # now, while they are silent
-        raise
-    finally:
-        sys.unraisablehook, sys.excepthook = hooks
-
-
-class _RaisedAnyway(logging.Filter):
-    """Drops what Orbax's threads log of errors that `finish` raises."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        told = record.getMessage()
-        return not ("orbax" in record.pathname or "orbax" in told or "OCDBT" in told)
-
-
-for _name in ("absl", "asyncio"):
-    logging.getLogger(_name).addFilter(_RaisedAnyway())

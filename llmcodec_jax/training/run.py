@@ -27,7 +27,7 @@ from llmcodec_jax.errors import UsageError, UserError
 from llmcodec_jax.lm.load import load_lm
 from llmcodec_jax.lm.weights import digest
 from llmcodec_jax.training import distributed, journal, loop, report, sharding
-from llmcodec_jax.training.checkpoint import Checkpoints
+from llmcodec_jax.training.checkpoint import CONFIG_NAME, Checkpoints
 from llmcodec_jax.training.config import RunConfig, read_config
 from llmcodec_jax.training.interrupt import Interrupted
 from llmcodec_jax.training.lock import FolderLock
@@ -164,6 +164,17 @@ def check_inputs(config: RunConfig) -> None:
         store.locate(config.init)
 
 
+def check_batch(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
+    """Raises UsageError where devices or micro-batches cannot share the clips evenly."""
+    clips, shards = config.data.batch_size, sharding.batch_shards(mesh)
+    for parts, what in (
+        (shards, "devices (mesh.data * mesh.fsdp)"),
+        (config.optim.accumulate, "micro-batches (optim.accumulate)"),
+    ):
+        if clips % parts:
+            raise UsageError(f"data.batch_size={clips} does not divide over {parts} {what}")
+
+
 def run(file: ConfigDict, workdir: Path, *, restart: bool = False) -> bool:
     """One whole training run, from wherever `workdir` stands -> whether it reached its end.
 
@@ -189,6 +200,7 @@ def together(action: Callable[[], T]) -> T:
 
 def _run(config: RunConfig, workdir: Path, interrupted: Interrupted, restart: bool) -> bool:
     mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
+    check_batch(config, mesh)
     lm_config, lm_params, tokenizer = together(lambda: load_language_model(config, mesh))
     lm_digest = digest(lm_params) if lm_params is not None else ""
     method = Method.from_config(config, lm_config)
@@ -242,8 +254,8 @@ def _run(config: RunConfig, workdir: Path, interrupted: Interrupted, restart: bo
 
 
 def describe_run(workdir: Path, config: RunConfig, method: Method) -> None:
-    """Writes config.json, which says where the checkpoints are, and the timetable's picture."""
+    """Writes the config, which says where the checkpoints are, and the timetable's picture."""
     if jax.process_index() == 0:
-        with files.replacing(workdir / "config.json") as partial:
+        with files.replacing(workdir / CONFIG_NAME) as partial:
             partial.write_text(json.dumps(config.source, indent=1) + "\n")
         report.timetable(method).savefig(workdir / "schedule.png", dpi=110, bbox_inches="tight")

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from llmcodec_jax.lm import decoder, huggingface, qwen3, vocab
@@ -122,4 +122,15 @@ def test_missing_files_and_tensors_are_named(tmp_path):
     )
     (tmp_path / "config.json").write_text((DATA / "llama_untied" / "config.json").read_text())
     with pytest.raises(ConfigError, match="bias"):
+        qwen3.load_qwen3(tmp_path)
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path):
+    source = DATA / "llama_tied"
+    (tmp_path / "config.json").write_text((source / "config.json").read_text())
+    tensors = load_file(source / "model.safetensors")
+    name = next(n for n in tensors if n.endswith("layers.1.mlp.up_proj.weight"))
+    tensors[name][3, 2] = np.nan
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ConfigError, match=r"layers\.1\.mlp\.up_proj\.weight .* not finite"):
         qwen3.load_qwen3(tmp_path)

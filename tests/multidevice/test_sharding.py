@@ -7,6 +7,7 @@ import functools
 import importlib
 import json
 import math
+import types
 from pathlib import Path
 
 import jax
@@ -15,6 +16,7 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from llmcodec_jax.compiling import program
+from llmcodec_jax.errors import UsageError
 from llmcodec_jax.training import sharding
 from llmcodec_jax.training.config import read_config
 from llmcodec_jax.training.method import Method
@@ -88,6 +90,18 @@ def test_what_does_not_divide_is_replicated():
     placed = sharding.shardings(tree, mesh, sharding.STATE_RULES)
     assert placed["ftp_heads"].is_fully_replicated
     assert placed["audio_embedding"].shard_shape((20, 16)) == (20, 2)
+
+
+def test_devices_that_share_a_clip_must_be_of_one_process():
+    def owned(*processes):
+        devices = [types.SimpleNamespace(process_index=p) for p in processes]
+        return np.array(devices, object).reshape(-1, 1, 2)
+
+    sharding.check_processes(owned(0, 0, 1, 1))
+    with pytest.raises(UsageError, match=r"mesh\.tensor=2 spans processes"):
+        sharding.check_processes(owned(0, 1, 0, 1))
+    with pytest.raises(UsageError, match=r"hold \[2, 1\] shares"):
+        sharding.check_processes(owned(0, 0, 0, 0, 1, 1))
 
 
 if __name__ == "__main__":

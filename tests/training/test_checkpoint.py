@@ -403,3 +403,15 @@ def test_some_arrays_are_read_alone(tmp_path):
     assert about.step == 3
     assert list(found) == ["a"]
     np.testing.assert_array_equal(found["a"], np.full((3,), 3))
+
+
+def test_a_runs_checkpoints_are_found_wherever_its_config_put_them(tmp_path):
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    saved(elsewhere)
+    saved(run, steps=(1,))
+    assert Checkpoints.of_run(run).steps() == [1]
+    (run / checkpoint.CONFIG_NAME).write_text(
+        json.dumps({"log": {"checkpoint_dir": str(elsewhere)}})
+    )
+    assert Checkpoints.of_run(run).steps() == [1, 2, 3]
+    assert Checkpoints.of_run(elsewhere).steps() == [1, 2, 3]
