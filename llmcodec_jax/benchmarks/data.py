@@ -19,12 +19,11 @@ import time
 
 from tqdm import tqdm
 
-from llmcodec_jax.audio import AudioError
 from llmcodec_jax.data.batches import Batches
 from llmcodec_jax.data.examples import ExampleMaker
-from llmcodec_jax.data.packages import FetchError
 from llmcodec_jax.data.pipeline import Loader
 from llmcodec_jax.data.sources import open_mixture
+from llmcodec_jax.errors import answer_errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +50,7 @@ def measure(loader: Loader, sample_rate: int, batches: int, warmup: int) -> Rate
     return Rates(clips, samples / sample_rate, clock, cpu)
 
 
+@answer_errors
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -76,13 +76,10 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{'workers':>8} {'clips/s':>9} {'x real time':>12} {'per core':>9}")
     per_core = None
     for workers in arguments.workers:
-        try:
-            parts = open_mixture(arguments.source, cache=arguments.cache)
-            batches = Batches(parts, maker, batch_size=arguments.batch_size, seed=0)
-            with Loader(batches, workers=workers, threads=arguments.threads) as loader:
-                rates = measure(loader, rate, arguments.batches, max(2, 4 * workers))
-        except (AudioError, FetchError, ValueError) as error:
-            sys.exit(str(error))
+        parts = open_mixture(arguments.source, cache=arguments.cache)
+        batches = Batches(parts, maker, batch_size=arguments.batch_size, seed=0)
+        with Loader(batches, workers=workers, threads=arguments.threads) as loader:
+            rates = measure(loader, rate, arguments.batches, max(2, 4 * workers))
         if not workers:
             per_core = rates.audio / rates.cpu
         core = "-" if workers else f"{per_core:.0f}"

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from llmcodec_jax import audio
 from llmcodec_jax.data.cache import build_once, cache_dir
 from llmcodec_jax.data.packages import FetchError, Wheel, fetch_debian, fetch_wheel, keep_licence
+from llmcodec_jax.errors import answer_errors
 
 logger = logging.getLogger(__name__)
 
@@ -240,17 +241,16 @@ _once = functools.cache(_say)
 """Attribution is due once per process, not at every opening."""
 
 
-def main() -> None:
+@answer_errors
+def main() -> int:
     parser = argparse.ArgumentParser(description="Fetches the embedded speech and language model.")
     parser.add_argument("--cache", help="folder to keep them in (~/.cache/llmcodec_jax)")
     parser.add_argument("--speech", default="auto", choices=("auto", "recorded", "spoken"))
     arguments = parser.parse_args()
-    try:
-        print(fetch_speech(arguments.cache, arguments.speech))
-        print(fetch_lm(arguments.cache))
-    except FetchError as error:
-        sys.exit(str(error))
+    print(fetch_speech(arguments.cache, arguments.speech))
+    print(fetch_lm(arguments.cache))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

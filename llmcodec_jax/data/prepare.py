@@ -26,10 +26,9 @@ from tqdm import tqdm
 from llmcodec_jax import files
 from llmcodec_jax.audio import AudioError, resample
 from llmcodec_jax.data.arrayrecords import CODECS, SUFFIX, pack, shard_writer
-from llmcodec_jax.data.packages import FetchError
 from llmcodec_jax.data.records import Source, stable_hash
 from llmcodec_jax.data.sources import open_source
-from llmcodec_jax.errors import UsageError
+from llmcodec_jax.errors import UsageError, answer_errors
 
 PLAN = "prepare.json"
 
@@ -156,7 +155,8 @@ def _write_shard(path: Path, items: Iterator, bar: tqdm, counts: dict[str, int])
             log.writelines(problems)
 
 
-def main() -> None:
+@answer_errors
+def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -168,12 +168,10 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--cache", help="cache folder of the embedded source")
     arguments = vars(parser.parse_args())
-    try:
-        counts = prepare(arguments.pop("source"), arguments.pop("output"), **arguments)
-    except (AudioError, FetchError, ValueError) as error:
-        sys.exit(str(error))
+    counts = prepare(arguments.pop("source"), arguments.pop("output"), **arguments)
     print(", ".join(f"{key} {value}" for key, value in counts.items()))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -26,6 +26,7 @@ from llmcodec_jax import audio
 from llmcodec_jax.data.cache import build_once
 from llmcodec_jax.data.embedded import CREDITS, RATE, build_recorded, build_spoken, decode_g722
 from llmcodec_jax.data.packages import FetchError, fetch_debian, keep_licence
+from llmcodec_jax.errors import answer_errors
 
 SENTENCES = 1200
 MUSIC_SECONDS = 10
@@ -98,18 +99,17 @@ def read_catalogue(data: bytes) -> Iterator[tuple[str, bytes]]:
         raise audio.AudioError(f"a damaged sound catalogue ({error})") from error
 
 
-def main() -> None:
+@answer_errors
+def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, metavar="DIR")
     folder = parser.parse_args().folder
-    try:
-        build(folder)
-    except (FetchError, audio.AudioError) as error:
-        sys.exit(str(error))
+    build(folder)
     print(folder)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
