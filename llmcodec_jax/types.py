@@ -92,6 +92,9 @@ class Codec(Protocol):
     def apply(self, variables, *args, **kwargs) -> Any:
         """Flax's: what `method` returns, and changed collections beside it if `mutable`."""
 
+    def clone(self, **changes) -> Any:
+        """Flax's: the module with other fields."""
+
     def encode(
         self, wav, wav_length=None, domain=None, train: bool = False, levels: int | None = None
     ) -> CodecOutput:

@@ -10,6 +10,7 @@ import functools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +91,8 @@ class Codec:
     @property
     def compilations(self) -> int:
         """Programs compiled so far."""
-        return self._encode._cache_size() + self._decode._cache_size()
+        compiled: list[Any] = [self._encode, self._decode]
+        return sum(program._cache_size() for program in compiled)
 
     def encode(self, wav, sample_rate: int | None = None):
         """Audio -> codes int32 [T], T = ceil(N / hop) after resampling; [T, levels] if residual.
@@ -208,7 +210,8 @@ class Codec:
 
     def _encode_rows(self, clips: list[np.ndarray]) -> list[np.ndarray]:
         """Clips of one bucket -> their codes, in one call."""
-        bucket = self._bucket(max(-(-len(clip) // self.hop) for clip in clips))
+        longest = max(-(-len(clip) // self.hop) for clip in clips)
+        bucket = next(b for b in self.buckets if longest <= b)
         wav = np.zeros((self.batch_size, bucket * self.hop), np.float32)
         length = np.zeros((self.batch_size,), np.int32)
         for row, clip in enumerate(clips):
@@ -218,7 +221,8 @@ class Codec:
 
     def _decode_rows(self, clips: list[np.ndarray]) -> list[np.ndarray]:
         """Codes of one bucket -> their audio, in one call."""
-        bucket = self._bucket(max(map(len, clips)))
+        longest = max(map(len, clips))
+        bucket = next(b for b in self.buckets if longest <= b)
         codes = np.zeros((self.batch_size, bucket, *clips[0].shape[1:]), np.int32)
         frames = np.zeros((self.batch_size,), np.int32)
         for row, clip in enumerate(clips):

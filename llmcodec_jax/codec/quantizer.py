@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -199,7 +202,8 @@ class ResidualQuantizer(nn.Module):
     def lookup(self, codes: jax.Array) -> jax.Array:
         """codes [B, T] or [B, T, Q] (fewer levels are allowed) -> quantised [B, T, D]."""
         codes = codes[..., None] if codes.ndim == 2 else codes
-        return sum(self.level[q].lookup(codes[..., q]) for q in range(codes.shape[-1]))
+        found = [self.level[q].lookup(codes[..., q]) for q in range(codes.shape[-1])]
+        return functools.reduce(jnp.add, found)
 
     def project(self, latent: jax.Array, codes: jax.Array) -> jax.Array:
         """What each level searched for, before normalisation: [B, T, D] -> [B, T, Q, d]."""
@@ -295,7 +299,7 @@ class FactorisedCodec(nn.Module):
         `variables` = {"params", "batch_stats"} of this codec, `output` of the batch just seen.
         Pure: returns new variables. See `revive_dead_codes`.
         """
-        candidates = self.apply(variables, output.latent, output.codes, method="search_inputs")
+        candidates: Any = self.apply(variables, output.latent, output.codes, method="search_inputs")
         quantizer = dict(variables["params"]["quantizer"])
         usages = dict(variables["batch_stats"]["quantizer"])
         for q in range(self.levels):

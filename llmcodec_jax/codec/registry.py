@@ -8,7 +8,6 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
@@ -16,6 +15,8 @@ from llmcodec_jax.codec.auv import published as auv
 from llmcodec_jax.codec.auv.model import AUV
 from llmcodec_jax.codec.conv import bigcodec, dac, encodec, mimi, speechtokenizer, wavtokenizer
 from llmcodec_jax.errors import UsageError
+from llmcodec_jax.ops.fields import options
+from llmcodec_jax.types import Codec
 
 Shapes = Mapping[str, tuple[int, ...]]
 Config = Mapping[str, Any]
@@ -38,14 +39,14 @@ class Family:
     """
 
     name: str  # `codec.name` of a config, "architecture" of a codec.json
-    module: type[nn.Module]  # satisfies `types.Codec`; a dataclass of plain fields
+    module: type[Codec]  # satisfies `types.Codec`; a dataclass of plain fields
     recognises: Callable[[Shapes, Config], bool]
     # (tensors, config) -> (module, {"params", ...} of numpy arrays); raises layout.LayoutError
-    from_published: Callable[[Mapping[str, np.ndarray], Config], tuple[nn.Module, dict]]
+    from_published: Callable[[Mapping[str, np.ndarray], Config], tuple[Codec, dict]]
     to_published: Callable[[Any, Mapping], dict[str, np.ndarray]]
 
 
-def _entry(name: str, module: type[nn.Module], published: types.ModuleType) -> Family:
+def _entry(name: str, module: Any, published: types.ModuleType) -> Family:
     """A family whose published layout is three functions of one file."""
     return Family(
         name, module, published.recognises, published.from_published, published.to_published
@@ -73,7 +74,7 @@ def family(name: str) -> Family:
     return FAMILIES[name]
 
 
-def family_of(module: nn.Module) -> Family:
+def family_of(module: Codec) -> Family:
     """The family a module belongs to. Raises ValueError for a class that is not registered."""
     for found in FAMILIES.values():
         if type(module) is found.module:
@@ -81,13 +82,13 @@ def family_of(module: nn.Module) -> Family:
     raise ValueError(f"{type(module).__name__} is no registered codec architecture")
 
 
-def to_fields(module: nn.Module) -> dict[str, Any]:
+def to_fields(module: Codec) -> dict[str, Any]:
     """The module's fields as plain JSON values."""
     fields = {name: getattr(module, name) for name in _hints(type(module))}
     return {**fields, "dtype": jnp.dtype(fields["dtype"]).name}
 
 
-def check_fields(cls: type[nn.Module], fields: Mapping[str, Any]) -> dict[str, Any]:
+def check_fields(cls: type[Codec], fields: Mapping[str, Any]) -> dict[str, Any]:
     """JSON values -> values of the module's fields. Raises FieldError naming the field."""
     hints = _hints(cls)
     unknown = sorted(set(fields) - set(hints))
@@ -105,13 +106,13 @@ def check_fields(cls: type[nn.Module], fields: Mapping[str, Any]) -> dict[str, A
     return checked
 
 
-def from_fields(cls: type[nn.Module], fields: Mapping[str, Any]) -> nn.Module:
+def from_fields(cls: type[Codec], fields: Mapping[str, Any]) -> Codec:
     """The module that `to_fields` described. Raises FieldError naming the field."""
     return cls(**check_fields(cls, fields))
 
 
-def _hints(cls: type[nn.Module]) -> dict[str, Any]:
-    own = {field.name for field in dataclasses.fields(cls)} - {"parent", "name"}
+def _hints(cls: type[Codec]) -> dict[str, Any]:
+    own = options(cls).keys()
     return {name: hint for name, hint in typing.get_type_hints(cls).items() if name in own}
 
 

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +20,7 @@ import safetensors
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from llmcodec_jax import files
+from llmcodec_jax import files, types
 from llmcodec_jax.codec import hub, layout, registry, torch_file
 from llmcodec_jax.codec.layout import LayoutError
 
@@ -45,7 +44,7 @@ class Source(NamedTuple):
     ours: bool  # whether `config` holds fields of one of our modules
 
 
-def load(codec: str | Path, expect: nn.Module | None = None) -> tuple[nn.Module, dict]:
+def load(codec: str | Path, expect: types.Codec | None = None) -> tuple[types.Codec, dict]:
     """Any CODEC -> (module, {"params", ...} of numpy arrays).
 
     `codec`: a run folder, a codec folder, a `.safetensors` or `.pt` file, a Hugging Face model
@@ -162,7 +161,7 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict | None]:
     return tensors, None if embedded is None else _object(embedded, str(path))
 
 
-def _build(source: Source, tensors: Mapping[str, np.ndarray]) -> tuple[nn.Module, dict]:
+def _build(source: Source, tensors: Mapping[str, np.ndarray]) -> tuple[types.Codec, dict]:
     """Tensors and their description -> (module, variables). Raises LayoutError."""
     config, where = dict(source.config), str(source.weights)
     version = config.pop("format", None) if source.ours else None
@@ -187,7 +186,7 @@ def _build(source: Source, tensors: Mapping[str, np.ndarray]) -> tuple[nn.Module
     return module, jax.tree.map(_widened, variables)
 
 
-def _imported(family: registry.Family, tensors, config) -> tuple[nn.Module, dict]:
+def _imported(family: registry.Family, tensors, config) -> tuple[types.Codec, dict]:
     try:
         return family.from_published(tensors, config)
     except KeyError as error:
@@ -220,13 +219,13 @@ def check_finite(variables: Mapping, source: Path) -> None:
             raise LayoutError(f"{source}: {'/'.join(path)} holds NaN or infinite values")
 
 
-def check_variables(module: nn.Module, variables: Mapping, source: Path | str = "") -> None:
+def check_variables(module: types.Codec, variables: Mapping, source: Path | str = "") -> None:
     """Raises LayoutError where variables are not the module's own, naming the first."""
     found = {"/".join(path): np.shape(x) for path, x in flatten_dict(dict(variables)).items()}
     layout.check_shapes(variable_shapes(module), found, str(source))
 
 
-def variable_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+def variable_shapes(module: types.Codec) -> dict[str, tuple[int, ...]]:
     """Path ("params/...") -> shape of everything the module carries; nothing is computed.
 
     Raises LayoutError for fields that make no codec.
@@ -241,7 +240,7 @@ def variable_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return dict(sorted(shapes.items(), key=lambda item: not item[0].startswith("params/")))
 
 
-def digest(module: nn.Module, variables: Mapping) -> str:
+def digest(module: types.Codec, variables: Mapping) -> str:
     """Which codec made a code: 16 hexadecimal digits of architecture, parameters and statistics.
 
     Running counts of the codes change nothing that is computed, and are left out.
@@ -255,13 +254,13 @@ def digest(module: nn.Module, variables: Mapping) -> str:
     return hasher.hexdigest()[:16]
 
 
-def describe(module: nn.Module) -> dict[str, Any]:
+def describe(module: types.Codec) -> dict[str, Any]:
     """What a codec says of itself: the architecture's name and every field of the module."""
     return {"architecture": registry.family_of(module).name, **registry.to_fields(module)}
 
 
 def save_codec_folder(
-    path: str | Path, codec: nn.Module, variables: Mapping, dtype: str = "float32"
+    path: str | Path, codec: types.Codec, variables: Mapping, dtype: str = "float32"
 ) -> None:
     """Writes `codec.json` and `codec.safetensors` into the folder `path`, each atomically.
 
@@ -280,17 +279,17 @@ def save_codec_folder(
         partial.write_text(json.dumps(description, indent=2) + "\n", "utf-8")
 
 
-def save_safetensors(path: str | Path, codec: nn.Module, variables: Mapping) -> None:
+def save_safetensors(path: str | Path, codec: types.Codec, variables: Mapping) -> None:
     """Writes one `.safetensors` of published names that carries the codec's fields with it."""
     _write_safetensors(Path(path), _published(codec, variables), describe(codec))
 
 
-def save_torch(path: str | Path, codec: nn.Module, variables: Mapping) -> None:
+def save_torch(path: str | Path, codec: types.Codec, variables: Mapping) -> None:
     """Writes a `.pt` in the published layout, which `torch.load(weights_only=True)` opens."""
     torch_file.write_state_dict(path, _published(codec, variables))
 
 
-def _published(codec: nn.Module, variables: Mapping) -> dict[str, np.ndarray]:
+def _published(codec: types.Codec, variables: Mapping) -> dict[str, np.ndarray]:
     return registry.family_of(codec).to_published(codec, jax.device_get(dict(variables)))
 
 

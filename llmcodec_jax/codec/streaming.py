@@ -10,11 +10,11 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llmcodec_jax import types
 from llmcodec_jax.codec.conv.layers import FOLDED, STREAM
 from llmcodec_jax.errors import UsageError
 
@@ -29,7 +29,7 @@ class State(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def _encode(module: nn.Module, variables, wav, levels, length=None):
+def _encode(module: types.Codec, variables, wav, levels, length=None):
     output, state = module.apply(
         variables, wav, length, levels=levels, method="encode", mutable=[STREAM]
     )
@@ -37,7 +37,7 @@ def _encode(module: nn.Module, variables, wav, levels, length=None):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _decode(module: nn.Module, variables, codes, mask=None):
+def _decode(module: types.Codec, variables, codes, mask=None):
     wav, state = module.apply(variables, codes, mask, method="decode_codes", mutable=[STREAM])
     return wav, state[STREAM]
 
@@ -51,7 +51,7 @@ class Stream:
     """
 
     def __init__(
-        self, module: nn.Module, variables: dict, frames: int = 1, levels: int | None = None
+        self, module: types.Codec, variables: dict, frames: int = 1, levels: int | None = None
     ):
         """`frames`: of a chunk; `levels`: how many codebooks are used, by default all.
 
@@ -153,9 +153,10 @@ class Stream:
         return np.asarray(wav)[0]
 
 
-def stream_lead(module: nn.Module) -> int:
+def stream_lead(module: types.Codec) -> int:
     """Frames that the first call of a stream must see. Raises UsageError for one that cannot."""
     name = type(module).__name__
-    if not hasattr(module, "stream_lead"):
+    lead: int | None = getattr(module, "stream_lead", None)
+    if lead is None:
         raise UsageError(f"{name} cannot stream: its frames read what comes after them")
-    return module.stream_lead
+    return lead

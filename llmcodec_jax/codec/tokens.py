@@ -26,6 +26,7 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -83,7 +84,7 @@ def of_codec(codec, codes: np.ndarray, num_samples: int) -> Tokens:
 
 def write(path: str | Path, tokens: Tokens) -> None:
     """Writes one token file, atomically."""
-    fields: dict[str, np.ndarray] = {
+    fields: dict[str, Any] = {
         "codes": np.asarray(tokens.codes, np.int32),
         "sample_rate": np.asarray(tokens.sample_rate, np.int32),
         "num_samples": np.asarray(tokens.num_samples, np.int64),
@@ -107,12 +108,13 @@ def read(path: str | Path) -> Tokens:
                 raise TokenError(f"{path}: {len(names)} fields, more than {MAX_FIELDS}")
             numbers = [n for n in ("codebook_size", "hop") if f"{n}.npy" in names]
             texts = [n for n in ("architecture", "codec") if f"{n}.npy" in names]
+            about: dict[str, Any] = {name: _whole(archive, name) for name in numbers}
+            about |= {name: _text(archive, name) for name in texts}
             tokens = Tokens(
                 _array(archive, "codes"),
                 _whole(archive, "sample_rate"),
                 _whole(archive, "num_samples"),
-                **{name: _whole(archive, name) for name in numbers},
-                **{name: _text(archive, name) for name in texts},
+                **about,
             )
     except TokenError:
         raise

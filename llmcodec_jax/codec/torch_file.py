@@ -12,6 +12,7 @@ import math
 import os
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -105,7 +106,7 @@ class Archive(TensorFile):
             raise TorchFileError(
                 f"{self.path}: {name} is missing or damaged ({error}); fetch the file again"
             ) from error
-        except (RuntimeError, ValueError, zipfile.zlib.error, struct.error) as error:
+        except (RuntimeError, ValueError, zlib.error, struct.error) as error:
             if isinstance(error, TorchFileError):
                 raise
             raise TorchFileError(f"{self.path}: {name} cannot be read ({error})") from error

@@ -35,7 +35,7 @@ def _marked(default: Any, mark: str) -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def options(cls: type) -> dict[str, dataclasses.Field]:
+def options(cls: Any) -> dict[str, dataclasses.Field]:
     """The fields that are options: all but those that Flax adds to a module."""
     of_flax = ("parent", "name") if hasattr(cls, "apply") else ()
     return {f.name: f for f in dataclasses.fields(cls) if f.name not in of_flax}

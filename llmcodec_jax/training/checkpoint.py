@@ -311,7 +311,7 @@ class Checkpoints:
             for path in self.folder.glob("*.orbax-checkpoint-tmp*"):
                 self._on_first_process(lambda path=path: path.rmtree())
 
-    def _on_first_process(self, change: Callable[[], None]) -> None:
+    def _on_first_process(self, change: Callable[[], object]) -> None:
         if jax.process_index() == 0:
             change()
 

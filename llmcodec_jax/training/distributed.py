@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,7 @@ def join(environment=os.environ) -> None:
     """
     if not called_for(environment):
         return
-    given = {}
+    given: dict[str, Any] = {}
     if "JAX_NUM_PROCESSES" in environment:
         given["num_processes"] = int(environment["JAX_NUM_PROCESSES"])
     if "JAX_PROCESS_ID" in environment:
@@ -98,7 +98,8 @@ def together(action: Callable[[], T], *errors: type[Exception]) -> T:
 
     Nobody waits in a collective for a process that has given up. All processes must call it.
     """
-    result, problem = None, None
+    result: Any = None  # read only where there was no problem
+    problem = None
     try:
         result = action()
     except errors as error:
@@ -131,7 +132,8 @@ def start_watchdog(variable: str = STEP_SECONDS, environment=os.environ) -> None
         seconds = float(
             environment.get(variable, {STEP_SECONDS: 600, PAUSE_SECONDS: 3600}[variable])
         )
-        faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+        stderr = sys.__stderr__ or sys.stderr
+        faulthandler.dump_traceback_later(seconds, exit=True, file=stderr)
 
 
 def stop_watchdog() -> None:

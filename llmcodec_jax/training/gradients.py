@@ -132,8 +132,11 @@ def adversarial_players(method: Method, state: TrainState, batch: Batch, fake, c
     """
     weights = step_weights(method, state.step)
 
+    judges = method.discriminators
+    assert judges is not None, "a phase with discriminators in a run without"
+
     def features(params, wav):
-        return method.discriminators.apply({"params": params}, wav, batch.wav_length)
+        return judges.apply({"params": params}, wav, batch.wav_length)
 
     kind = method.game.loss
     real, pull_real, masks = jax.vjp(

@@ -29,7 +29,8 @@ def evaluate(
     code counts [Q, V]). Waveform metrics are those of `evaluation.quick_metrics`, averaged over
     clips; the others are summed over batches before they are divided.
     """
-    totals, histogram, scores, pairs = {}, 0.0, [], []
+    totals: dict = {}
+    histogram, scores, pairs = np.zeros(()), [], []
     for batch in batches:
         result = jax.device_get(eval_step(batch))
         for name, (total, count) in result["losses"].items():

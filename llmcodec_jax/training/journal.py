@@ -6,7 +6,7 @@ import json
 import logging
 import math
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import jax
 import numpy as np
@@ -83,7 +83,7 @@ class Journal:
 
             self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start)
         if wandb:
-            import wandb as client
+            import wandb as client  # ty: ignore[import-not-found]  (optional)
 
             self._wandb = client.init(dir=str(workdir), name=workdir.name, resume="allow")
 
@@ -131,7 +131,8 @@ class Journal:
         """How often each code occurs, float [V], to TensorBoard."""
         if self._active and self._board and counts.sum() > 0:
             codes = np.repeat(np.arange(len(counts)), np.minimum(counts, 10_000).astype(int))
-            self._board.add_histogram(name, codes, step, bins=min(512, len(counts)))
+            bins: Any = min(512, len(counts))  # annotated as a name alone
+            self._board.add_histogram(name, codes, step, bins=bins)
 
     def close(self) -> None:
         """Flushes everything."""

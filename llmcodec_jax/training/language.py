@@ -48,6 +48,7 @@ def read_audio(method: Method, lm_params, embeds: jax.Array, frame_mask: jax.Arr
     hidden[:, t] has seen codes < t, and the state pooled for alignment is at the last code.
     """
     lm = method.lm
+    assert lm is not None, "a phase with the LM in a run without"
     begin = decoder.embed_text(lm_params, jnp.full((embeds.shape[0], 1), lm.begin_token))
     frames = frame_mask.sum(axis=1)
     return decoder.forward(
@@ -73,6 +74,7 @@ def read_text(method: Method, lm_params, batch: Batch) -> TextStates:
     most are far shorter than `data.max_text`, and padding costs as much as text.
     """
     lm = method.lm
+    assert lm is not None, "a phase with the LM in a run without"
     length = jnp.maximum(batch.text_length, 1)
 
     def pooled(size: int) -> jax.Array:
@@ -212,7 +214,8 @@ def language_losses(
             for k, added in enumerate(extra, start=1):
                 total, count = losses[f"ftp/{k}"]
                 losses[f"ftp/{k}"] = (total + added, count)
-    if not method.align:
+    lm, bank = method.lm, branch.bank
+    if lm is None or bank is None:  # a run without alignment has no bank
         return losses, None
     text = read_text(method, branch.lm_params, branch.batch)
     aligned = alignment.alignment(
@@ -220,9 +223,9 @@ def language_losses(
         text.states,
         text.text_hash,
         text.valid,
-        branch.bank,
-        logit_scale=method.lm.logit_scale,
-        smoothing=method.lm.smoothing,
+        bank,
+        logit_scale=lm.logit_scale,
+        smoothing=lm.smoothing,
     )
     kept = (n for n in aligned if n in wanted or n.startswith("accuracy/"))
     return losses | {name: aligned[name] for name in kept}, text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from llmcodec_jax.types import Losses
 
@@ -21,7 +22,7 @@ def per_item(values: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]
     return jnp.sum(jnp.where(valid, values, 0.0)), jnp.sum(valid)
 
 
-def code_statistics(share: jax.Array) -> dict[str, jax.Array]:
+def code_statistics(share: jax.Array | np.ndarray) -> dict[str, jax.Array]:
     """Use and entropy of the codes from their (unnormalised) shares [Q, V], means over levels.
 
     usage: fraction of codes with any share above a hundredth of uniform; entropy in nats. Several

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +72,7 @@ def assign(params, groups: tuple[Group, ...]):
 
 def norms(tree, labels) -> dict[str, jax.Array]:
     """L2 norm of each group's leaves, float32."""
-    squares = collections.defaultdict(float)
+    squares: dict[str, Any] = collections.defaultdict(float)
     for leaf, label in zip(jax.tree.leaves(tree), jax.tree.leaves(labels), strict=True):
         squares[label] += jnp.sum(jnp.square(leaf.astype(jnp.float32)))
     return {label: jnp.sqrt(total) for label, total in squares.items()}
@@ -89,7 +90,8 @@ def _from_start(inner, group: Group, schedule: Schedule) -> optax.GradientTransf
         kept = jax.tree.map(lambda new, old: jnp.where(started, new, old), new_state, state)
         return moved, kept
 
-    return optax.GradientTransformationExtraArgs(inner.init, update)
+    transform: Any = update  # takes `step` by name, which optax's type does not say
+    return optax.GradientTransformationExtraArgs(inner.init, transform)
 
 
 STACKED = ("layers", "blocks")
@@ -153,5 +155,7 @@ def optimiser(
     updates do not shift any schedule.
     """
     labels = assign(params, groups)
-    chains = {g.name: _from_start(_chain(g), g, schedule) for g in groups}
+    chains: dict[Any, optax.GradientTransformation] = {
+        g.name: _from_start(_chain(g), g, schedule) for g in groups
+    }
     return optax.multi_transform(chains, labels)

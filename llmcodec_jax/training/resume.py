@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
+import os
 from typing import Any
 
 from llmcodec_jax.errors import UserError
@@ -50,7 +50,7 @@ def _listed(changed: dict[str, tuple[Any, Any]]) -> str:
     return "\n".join(lines)
 
 
-def check_config(saved: dict, current: dict, folder: Path) -> None:
+def check_config(saved: dict, current: dict, folder: os.PathLike) -> None:
     """Raises CheckpointError when a difference would break the state or the order of the data."""
     family = current.get("codec", {}).get("name", "auv")
     old, new = flatten(saved), flatten(current)
@@ -67,7 +67,7 @@ def check_config(saved: dict, current: dict, folder: Path) -> None:
 
 
 def check_structure(
-    saved: dict[str, Leaf], current: dict[str, Leaf], changed: dict, folder: Path
+    saved: dict[str, Leaf], current: dict[str, Leaf], changed: dict, folder: os.PathLike
 ) -> None:
     """Raises CheckpointError when the state holds other arrays than this run's, naming them."""
     old = {name: (leaf.dtype, list(leaf.shape)) for name, leaf in saved.items()}

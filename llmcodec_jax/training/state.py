@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from typing import Any
 
 import flax.struct
 import jax
@@ -22,8 +23,8 @@ class TrainState:
     params: dict  # codec, and with an LM: audio_embedding [V, H], ftp_heads [K, V, H], bridge
     batch_stats: dict  # the codec's running statistics
     discriminator: dict  # discriminator parameters, {} without
-    opt_state: tuple
-    discriminator_opt_state: tuple
+    opt_state: Any
+    discriminator_opt_state: Any
     bank: Bank | None  # negatives of the contrastive loss
     code_share: jax.Array  # float32 [Q, V], running share of each code (decay 0.99)
     skipped: jax.Array  # int32 [], non-finite updates so far
@@ -64,7 +65,8 @@ def init_state(method: Method, lm_params, seed: int) -> TrainState:
     """The state before the first step; jit it (or `jax.eval_shape` it) to build it sharded."""
     key, codec = jax.random.key(seed), method.codec
     params, batch_stats = init_params(method, lm_params, stream(key, 0, "init"))
-    discriminator, discriminator_opt_state = {}, ()
+    discriminator: Any = {}
+    discriminator_opt_state: Any = ()
     if method.discriminators is not None:
         wav = jnp.zeros((1, 8192), jnp.float32)
         variables = method.discriminators.init(stream(key, 0, "disc"), wav)
@@ -72,7 +74,7 @@ def init_state(method: Method, lm_params, seed: int) -> TrainState:
         transform = optimiser(discriminator, (method.discriminator_group,), method.schedule)
         discriminator_opt_state = transform.init(discriminator)
     bank = None
-    if method.align:
+    if method.align and method.lm is not None:
         lm = method.lm.architecture
         first, last = lm.aligned_layers
         bank = init_bank(last - first, method.lm.bank, lm.width)

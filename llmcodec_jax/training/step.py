@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -82,8 +83,11 @@ def gather_gradients(
 def penalty(method: Method, params: dict, batch: Batch, key: jax.Array) -> jax.Array:
     """The R1 penalty of some clips, weighted up for its laziness (docs/method.md, section 6)."""
 
+    judges = method.discriminators
+    assert judges is not None, "a phase with discriminators in a run without"
+
     def discriminate(wav):
-        return method.discriminators.apply({"params": params}, wav, batch.wav_length)
+        return judges.apply({"params": params}, wav, batch.wav_length)
 
     total, count = adversarial.r1_penalty(
         discriminate, batch.wav, key, gamma=method.weights.r1, interval=method.game.r1_every
@@ -128,7 +132,8 @@ def revive_codes(method: Method, state: TrainState, params, batch_stats, batch: 
         key = stream(jax.random.wrap_key_data(state.key), state.step, "revive")
         first = method.from_scratch & (state.step == 0)
         below = jnp.where(first, jnp.inf, method.training.revive_below)
-        revived = method.codec.revive(variables, output, key, below)
+        codec: Any = method.codec  # can do it: asked for when the run was built
+        revived = codec.revive(variables, output, key, below)
         return params | {"codec": revived["params"]}, revived["batch_stats"]
 
     when = state.step % method.training.revive_every == 0
@@ -168,7 +173,8 @@ def update_codec(
     params = optax.apply_updates(state.params, updates)
     if method.training.revive_every and phase.codec:
         if not method.train_norm:  # else the codec has counted them itself
-            batch_stats = method.codec.count_codes(batch_stats, gradients.histogram)
+            codec: Any = method.codec  # as in revive_codes
+            batch_stats = codec.count_codes(batch_stats, gradients.histogram)
         params, batch_stats = revive_codes(method, state, params, batch_stats, batch)
     sizes = norms(gradients.codec, assign(state.params, method.groups))
     changes = {"params": params, "batch_stats": batch_stats, "opt_state": opt_state}
@@ -222,14 +228,14 @@ def train_step(
         changes |= update.changes
         sizes |= update.norms
         report |= update.report
-    if gradients.text is not None:
+    if gradients.text is not None and state.bank is not None:
         changes["bank"] = enqueue(state.bank, *gradients.text)
     decay = CODE_SHARE_DECAY
     changes["code_share"] = state.code_share * decay + gradients.histogram * (1 - decay)
     # One scalar for all leaves: behind a barrier, lest it be computed again in each leaf's kernel.
     moved = (changes["params"], changes.get("discriminator"), changes["batch_stats"])
     ok = jax.lax.optimization_barrier(metrics.finite((report, sizes, moved)))
-    after = accept(state, state.replace(**changes), ok)
+    after = accept(state, dataclasses.replace(state, **changes), ok)
     report |= {f"grad_norm/{name}": size for name, size in sizes.items()}
     report |= {f"codes/{k}": v for k, v in metrics.code_statistics(after.code_share).items()}
     report |= {"skipped": after.skipped, "bad_streak": after.bad_streak}

@@ -235,10 +235,10 @@ def test_long_files_are_streamed(tmp_path, small, monkeypatch):
     """Above LONG seconds a file is never read whole, and gives the same codes."""
     codec = Codec(*small, buckets=(200,))
     soundfile.write(tmp_path / "long.wav", np.stack([sound(320_123)] * 2, 1), 16_000)
-    whole = codec.encode(encode.read(tmp_path / "long.wav", 16_000))
+    work = encode.jobs.plan(tmp_path / "long.wav", tmp_path, ".npz", (".wav",), False)
+    whole = codec.encode(encode.read(tmp_path / "long.wav", 16_000, work))
     monkeypatch.setattr(encode, "LONG", 10)
     monkeypatch.setattr(encode, "BLOCK", 1.7)
-    work = encode.jobs.plan(tmp_path / "long.wav", tmp_path, ".npz", (".wav",), False)
     encode.encode_corpus(codec, work)
     coded = tokens.read(tmp_path / "long.npz")
     assert coded.num_samples == 320_123

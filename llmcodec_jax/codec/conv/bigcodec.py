@@ -130,7 +130,7 @@ class BigCodec(FactorisedCodec, ConvCodec):
     dtype: Any = "float32"  # of matmuls and convolutions; the search stays float32
 
     def setup(self):
-        shared = dict(
+        shared: dict[str, Any] = dict(
             strides=tuple(self.strides),
             dilations=tuple(self.dilations),
             lstm_layers=self.lstm_layers,
@@ -260,7 +260,7 @@ def _package_name(name: str) -> str:
     return name
 
 
-def infer_fields(shapes: Mapping[str, Path]) -> dict[str, Any]:
+def infer_fields(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """Every size that shapes tell; the dilations are taken to be powers of three."""
     strides, unit = [], "block.{}.block.0.act.alpha"
     units = count(shapes, f"encoder.block.1.{unit}")

@@ -42,7 +42,8 @@ class ResidualUnit(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, length: jax.Array | None):
-        channels, options = self.channels, dict(norm=self.norm, dtype=self.dtype)
+        channels = self.channels
+        options: dict[str, Any] = dict(norm=self.norm, dtype=self.dtype)
         y = Snake(channels, name="act_0")(x)
         wide = Conv1d(channels, channels, 7, dilation=self.dilation, name="conv_0", **options)
         y, _ = wide(y, length)
@@ -62,7 +63,8 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, length: jax.Array | None) -> jax.Array:
-        channels, options = self.filters, dict(norm=self.norm, dtype=self.dtype)
+        channels = self.filters
+        options: dict[str, Any] = dict(norm=self.norm, dtype=self.dtype)
         x, length = Conv1d(1, channels, 7, name="first", **options)(x, length)
         for index, stride in enumerate(self.strides):
             for unit, dilation in enumerate(DILATIONS):
@@ -94,11 +96,12 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, length: jax.Array | None) -> jax.Array:
         samples = x.shape[1] * math.prod(self.strides)
-        channels, options = self.channels, dict(norm=self.norm, dtype=self.dtype)
+        channels = self.channels
+        options: dict[str, Any] = dict(norm=self.norm, dtype=self.dtype)
         x, length = Conv1d(self.width, channels, 7, name="first", **options)(x, length)
         for index, stride in enumerate(reversed(self.strides)):
             x = Snake(channels, name=f"act_{index}")(x)
-            trim = (-(-stride // 2),) * 2
+            trim = (-(-stride // 2), -(-stride // 2))
             up = ConvTranspose1d(
                 channels,
                 channels // 2,
@@ -135,7 +138,7 @@ class DAC(ConvCodec):
     dtype: Any = "float32"  # of matmuls and convolutions; the search stays float32
 
     def setup(self):
-        shared = dict(
+        shared: dict[str, Any] = dict(
             strides=tuple(self.strides),
             width=self.width,
             norm=self.norm,
@@ -328,7 +331,7 @@ def from_published(
     release's that has this hop and number of codebooks. Raises LayoutError.
     """
     tensors = layout.modern_names(tensors)
-    fields = infer_fields(layout.shapes_of(tensors))
+    fields: dict[str, Any] = infer_fields(layout.shapes_of(tensors))
     fields = {**fields, "sample_rate": _rate(fields), **told(DAC, config)}
     if "sampling_rate" in config:
         fields["sample_rate"] = config["sampling_rate"]

@@ -117,9 +117,7 @@ class EuclideanCodec(ConvCodec):
         return {**variables, "params": params, "batch_stats": stats}
 
 
-def told(
-    cls: type[nn.Module], config: Mapping[str, Any], published: tuple[str, ...] = ()
-) -> dict[str, Any]:
+def told(cls: Any, config: Mapping[str, Any], published: tuple[str, ...] = ()) -> dict[str, Any]:
     """Fields of `cls` that a config tells, lists as tuples.
 
     A config of our own holds fields of the module alone and tells them all; of a published one,

@@ -233,7 +233,7 @@ class ConvTranspose1d(_Kernel):
         y = self._products(x, frames)
         steps = (x.shape[1] - frames + 1 - after) * self.stride + spare - left - right
         whole = None if length is None else length * self.stride + spare
-        length = None if length is None else whole - left - right
+        length = None if whole is None else whole - left - right
         if self.norm == "group":
             return self._finish(y, whole)[:, left : left + steps], length
         return self._finish(y[:, left : left + steps], length), length
@@ -244,8 +244,10 @@ class ConvTranspose1d(_Kernel):
             # A channel on its own is no matrix product, and fuses into one pass as a sum.
             kernel = self._weights((frames, self.inputs, self.stride), 1).swapaxes(1, 2)
             steps = x.shape[1] - frames + 1
-            parts = [x[:, i : i + steps, None] * kernel[i] for i in range(frames)]
-            return sum(parts).reshape(x.shape[0], -1, self.features)
+            y = x[:, :steps, None] * kernel[0]
+            for i in range(1, frames):
+                y += x[:, i : i + steps, None] * kernel[i]
+            return y.reshape(x.shape[0], -1, self.features)
         y = jax.lax.conv_general_dilated(
             x,
             self._weights((frames, self.inputs // self.groups, self.stride * self.features), 1),

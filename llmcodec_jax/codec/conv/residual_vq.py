@@ -13,6 +13,7 @@ chose them (`embed_sum`). All of it is float32.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -188,7 +189,8 @@ class ResidualEuclidean(nn.Module):
 
     def lookup(self, codes: jax.Array) -> jax.Array:
         """codes [B, T, q] with q <= levels -> quantised float32 [B, T, D]."""
-        return self._out(sum(self.level[q].lookup(codes[..., q]) for q in range(codes.shape[-1])))
+        found = [self.level[q].lookup(codes[..., q]) for q in range(codes.shape[-1])]
+        return self._out(functools.reduce(jnp.add, found))
 
     def table(self, level: int = 0) -> jax.Array:
         """The codebook of one level, float32 [V, d]."""
@@ -255,7 +257,7 @@ class SplitResidual(nn.Module):
             self._joined(parts, depths[1]),
             jnp.concatenate([part.codes for part in parts], axis=-1),
             jnp.concatenate([part.query for part in parts], axis=2),
-            sum(part.loss * weight for part, weight in zip(parts, weights, strict=True)),
+            parts[0].loss * weights[0] + parts[1].loss * weights[1],
         )
 
     @staticmethod
