@@ -2,7 +2,7 @@
 
 import jax
 import numpy as np
-from tests.codec.small_codec import SMALL, init
+from tests.tiny import SMALL, init
 
 from configs import mini
 from llmcodec_jax.codec import store

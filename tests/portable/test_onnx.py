@@ -7,7 +7,7 @@ import wave
 
 import numpy as np
 import pytest
-from tests.codec.small_codec import SMALL, init
+from tests.tiny import SMALL, init
 
 from llmcodec_jax import export
 from llmcodec_jax.codec.auv.model import AUV
