@@ -2,7 +2,6 @@
 
 import jax
 import numpy as np
-from tests.tiny import SMALL, init
 
 from configs import mini
 from llmcodec_jax.codec import store
@@ -11,6 +10,7 @@ from llmcodec_jax.codec.quantizer import grow_codebook, nearest, normalise
 from llmcodec_jax.training.config import read_config
 from llmcodec_jax.training.method import Method
 from llmcodec_jax.training.run import grow_codebooks
+from tests.tiny import SMALL, init
 
 ROWS = np.random.default_rng(0).normal(size=(32, 8)).astype(np.float32)
 

@@ -7,7 +7,6 @@ import wave
 
 import numpy as np
 import pytest
-from tests.tiny import SMALL, init
 
 from llmcodec_jax import export
 from llmcodec_jax.codec.auv.model import AUV
@@ -16,6 +15,7 @@ from llmcodec_jax.portable import auv, fourier, onnx, stablehlo
 from llmcodec_jax.portable.graph import Graph, GraphError
 from tests.codec.families import EXAMPLES
 from tests.conftest import RATE, babble
+from tests.tiny import SMALL, init
 
 runtime = pytest.importorskip("onnxruntime", reason="pip install onnx onnxruntime")
 pytest.importorskip("onnx", reason="pip install onnx")
