@@ -13,7 +13,15 @@ import numpy as np
 
 from llmcodec_jax.codec.auv import published as auv
 from llmcodec_jax.codec.auv.model import AUV
-from llmcodec_jax.codec.conv import bigcodec, dac, encodec, mimi, speechtokenizer, wavtokenizer
+from llmcodec_jax.codec.conv import (
+    bigcodec,
+    dac,
+    encodec,
+    mimi,
+    speechtokenizer,
+    unicodec,
+    wavtokenizer,
+)
 from llmcodec_jax.errors import UsageError
 from llmcodec_jax.ops.fields import options
 from llmcodec_jax.types import Codec
@@ -62,6 +70,7 @@ FAMILIES = {
         _entry("encodec", encodec.EnCodec, encodec),
         _entry("mimi", mimi.Mimi, mimi),
         _entry("speechtokenizer", speechtokenizer.SpeechTokenizer, speechtokenizer),
+        _entry("unicodec", unicodec.UniCodec, unicodec),
         _entry("wavtokenizer", wavtokenizer.WavTokenizer, wavtokenizer),
     )
 }  # fmt: skip

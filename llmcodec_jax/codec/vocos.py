@@ -8,6 +8,7 @@ with. Parameters keep one name per layer (`block_0`, `block_1`, ...).
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 from llmcodec_jax.codec import layout
 from llmcodec_jax.codec.auv.conformer import depthwise
 from llmcodec_jax.codec.auv.stft import ISTFTHead, precision, published_window
+from llmcodec_jax.codec.conv.family import count, size
 from llmcodec_jax.codec.layout import Tensor
 
 EPSILON = 1e-6
@@ -240,3 +242,13 @@ def tensor_table(decoder: VocosDecoder, features: int, path: Path) -> list[Tenso
     rows += layout.linear("head.out", (*path, "istft_head", "projection"), n_fft + 2, width)
     window = functools.partial(published_window, n_fft)
     return [*rows, Tensor("head.istft.window", (n_fft,), (), constant=window)]
+
+
+def infer_fields(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Sizes of a conditioned decoder in the published names, as fields of a codec."""
+    return dict(
+        decoder_width=size(shapes, "backbone.embed.weight", 0),
+        decoder_hidden=size(shapes, "backbone.convnext.0.pwconv1.weight", 0),
+        decoder_layers=count(shapes, "backbone.convnext.{}.gamma"),
+        conditions=size(shapes, "backbone.norm.scale.weight", 0),
+    )

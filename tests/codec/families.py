@@ -6,6 +6,7 @@ from llmcodec_jax.codec.conv.dac import DAC
 from llmcodec_jax.codec.conv.encodec import EnCodec
 from llmcodec_jax.codec.conv.mimi import Mimi
 from llmcodec_jax.codec.conv.speechtokenizer import SpeechTokenizer
+from llmcodec_jax.codec.conv.unicodec import UniCodec
 from llmcodec_jax.codec.conv.wavtokenizer import WavTokenizer
 from tests.codec.toy_codec import ToyCodec
 from tests.tiny import SMALL
@@ -33,6 +34,10 @@ EXAMPLES = {
     "speechtokenizer": SpeechTokenizer(
         strides=(2, 5), filters=4, width=12, semantic_width=10, lstm_layers=1, codebook_size=24,
         levels=2,
+    ),
+    "unicodec": UniCodec(
+        strides=(2, 5), filters=4, width=12, transformer_layers=1, heads=2, expert_hidden=16,
+        codebook_size=24, decoder_width=32, decoder_hidden=48, decoder_layers=1,
     ),
     "wavtokenizer": WavTokenizer(
         strides=(2, 5), filters=4, width=12, lstm_layers=1, codebook_size=24, decoder_width=32,

@@ -38,7 +38,7 @@ def codec_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
         return np.ones(shape, np.float32)
     if last in ("cluster_size", "cluster_usage"):
         return (1 + np.abs(draw)).astype(np.float32)
-    if last in ("embed", "embed_avg") or "codebook" in name:
+    if last in ("embed", "embed_avg") or "codebook" in name or ".vq.embedding.w" in name:
         return draw.astype(np.float32)
     if last == "weight_g":
         return (1.4 + 0.1 * draw).astype(np.float32)  # ELU takes away what is above one

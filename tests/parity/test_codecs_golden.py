@@ -13,7 +13,16 @@ import numpy as np
 import pytest
 
 from llmcodec_jax.codec import layout
-from llmcodec_jax.codec.conv import bigcodec, dac, encodec, mimi, speechtokenizer, wavtokenizer
+from llmcodec_jax.codec.conv import (
+    bigcodec,
+    dac,
+    encodec,
+    mimi,
+    speechtokenizer,
+    unicodec,
+    wavtokenizer,
+)
+from llmcodec_jax.types import DOMAINS
 from tests.parity import seeded
 
 DATA = Path(__file__).parent / "data"
@@ -23,6 +32,7 @@ FAMILIES = {
     "encodec": encodec,
     "mimi": mimi,
     "speechtokenizer": speechtokenizer,
+    "unicodec": unicodec,
     "wavtokenizer": wavtokenizer,
 }
 
@@ -106,11 +116,22 @@ def test_import_and_export_keep_every_bit(golden):
     published = golden.family.to_published(golden.codec, golden.variables)
     published = layout.modern_names(published)
     assert set(published) == set(layout.modern_names(golden.tensors))
-    unused = getattr(golden.family, "UNUSED", "nothing of this name")
+    unused = getattr(golden.family, "unused", lambda codec: {})(golden.codec)
     for name, value in layout.modern_names(golden.tensors).items():
         if name in golden.meta.get("kept", {}):  # computed here; import has compared them
             continue
-        if name.startswith(unused):
+        if name in unused:
             assert not published[name].any()
             continue
         assert value.tobytes() == published[name].tobytes(), name
+
+
+@pytest.mark.parametrize(("published", "domain"), [("0", "speech"), ("1", "music"), ("2", "audio")])
+def test_unicodec_keeps_to_the_domains_codes(published, domain):
+    golden = Golden("unicodec")
+    codec, index = golden.codec, jnp.array([DOMAINS.index(domain)])
+    encode = jax.jit(lambda v, w: codec.apply(v, w, domain=index, method="encode").codes)
+    codes = encode(golden.variables, golden.wav)[0]
+    np.testing.assert_array_equal(codes, golden.meta["by_domain"][published])
+    low, high = codec.domain_bounds()[index[0]]
+    assert low <= codes.min() <= codes.max() < high

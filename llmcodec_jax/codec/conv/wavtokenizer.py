@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llmcodec_jax.codec import layout, vocos
-from llmcodec_jax.codec.conv.family import EuclideanCodec, count, size, told
+from llmcodec_jax.codec.conv.family import ConvCodec, EuclideanCodec, size, told
 from llmcodec_jax.codec.conv.residual_vq import ResidualEuclidean
 from llmcodec_jax.codec.conv.rows import SEANetRows, euclidean, seanet_sizes
 from llmcodec_jax.codec.conv.seanet import SEANetConfig, SEANetEncoder
@@ -22,7 +22,28 @@ from llmcodec_jax.codec.layout import Tensor
 from llmcodec_jax.codec.vocos import VocosDecoder
 
 
-class WavTokenizer(EuclideanCodec):
+class VocosCodec(ConvCodec):
+    """A family whose `decoder` is Vocos with a position net, sized by fields `decoder_...`."""
+
+    def vocos(self) -> VocosDecoder:
+        """The decoder."""
+        return VocosDecoder(
+            self.hop,
+            self.decoder_width,
+            self.decoder_hidden,
+            self.decoder_layers,
+            self.conditions,
+            position_net=True,
+            dtype=jnp.dtype(self.dtype),
+            parent=None,
+        )
+
+    def synthesise(self, quantised, mask):
+        """quantised [B, T, D] -> wav [B, T * hop]."""
+        return self.decoder(quantised, mask, self.condition)
+
+
+class WavTokenizer(VocosCodec, EuclideanCodec):
     """The published codec at any size; satisfies `types.Codec`.
 
     The defaults are the 75 Hz release, strides (4, 5, 5, 6) the 40 Hz one. `condition` picks the
@@ -57,19 +78,6 @@ class WavTokenizer(EuclideanCodec):
             lstm_layers=self.lstm_layers,
         )
 
-    def vocos(self) -> VocosDecoder:
-        """The decoder."""
-        return VocosDecoder(
-            self.hop,
-            self.decoder_width,
-            self.decoder_hidden,
-            self.decoder_layers,
-            self.conditions,
-            position_net=True,
-            dtype=jnp.dtype(self.dtype),
-            parent=None,
-        )
-
     def setup(self):
         self.encoder = SEANetEncoder(self.seanet, jnp.dtype(self.dtype))
         self.quantizer = ResidualEuclidean(
@@ -81,14 +89,9 @@ class WavTokenizer(EuclideanCodec):
         """wav [B, N] -> latent [B, T, D]."""
         return self.encoder(wav[..., None], length)[0]
 
-    def synthesise(self, quantised, mask):
-        """quantised [B, T, D] -> wav [B, T * hop]."""
-        return self.decoder(quantised, mask, self.condition)
-
 
 ENCODEC = "feature_extractor.encodec"
 PARTS = ("feature_extractor.", "backbone.", "head.")  # of a training checkpoint, what is the codec
-UNUSED = f"{ENCODEC}.decoder"  # every release carries an EnCodec decoder that nothing runs
 
 
 def tensor_table(codec: WavTokenizer) -> list[Tensor]:
@@ -99,6 +102,12 @@ def tensor_table(codec: WavTokenizer) -> list[Tensor]:
         *euclidean(f"{ENCODEC}.quantizer.vq", 1, codec.codebook_size, codec.width, codec.learning),
         *vocos.tensor_table(codec.vocos(), codec.width, ("params", "decoder")),
     ]
+
+
+def unused(codec: VocosCodec) -> dict[str, tuple[int, ...]]:
+    """Tensors of the EnCodec decoder that releases carry and nothing runs, name -> shape."""
+    seanet = dataclasses.replace(codec.seanet, strides=(2, 4, 5, 8), lstm_layers=2)
+    return {t.name: t.shape for t in SEANetRows(seanet, f"{ENCODEC}.decoder", ()).decoder()}
 
 
 def recognises(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> bool:
@@ -112,11 +121,8 @@ def infer_fields(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     seanet = seanet_sizes(shapes, f"{ENCODEC}.encoder")
     return dict(
         {name: seanet[name] for name in ("strides", "filters", "width", "lstm_layers")},
+        **vocos.infer_fields(shapes),
         codebook_size=size(shapes, f"{ENCODEC}.quantizer.vq.layers.0._codebook.embed", 0),
-        decoder_width=size(shapes, "backbone.embed.weight", 0),
-        decoder_hidden=size(shapes, "backbone.convnext.0.pwconv1.weight", 0),
-        decoder_layers=count(shapes, "backbone.convnext.{}.gamma"),
-        conditions=size(shapes, "backbone.norm.scale.weight", 0),
     )
 
 
@@ -130,7 +136,7 @@ def from_published(
     tensors = {
         name: value
         for name, value in layout.modern_names(tensors).items()
-        if name.startswith(PARTS) and not name.startswith(UNUSED)
+        if name.startswith(PARTS) and not name.startswith(f"{ENCODEC}.decoder.")
     }
     fields = infer_fields(layout.shapes_of(tensors))
     codec = WavTokenizer(**{**fields, **told(WavTokenizer, config)})
@@ -139,7 +145,6 @@ def from_published(
 
 def to_published(codec: WavTokenizer, variables: Mapping) -> dict[str, np.ndarray]:
     """{"params", "batch_stats"} -> published names; the unused decoder as zeros of its shapes."""
-    unused = SEANetRows(dataclasses.replace(codec.seanet, strides=(2, 4, 5, 8)), UNUSED, ())
     tensors = layout.to_state_dict(tensor_table(codec), variables)
-    zeros = {tensor.name: np.zeros(tensor.shape, np.float32) for tensor in unused.decoder()}
+    zeros = {name: np.zeros(shape, np.float32) for name, shape in unused(codec).items()}
     return layout.older_names({**tensors, **zeros})
