@@ -184,8 +184,7 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     found = file.contents
     if not isinstance(found, Mapping):
         raise TorchFileError(f"{path}: holds a {type(found).__name__}, not a state dict")
-    inner = next((found[key] for key in WRAPPERS if isinstance(found.get(key), Mapping)), found)
-    tensors = dict(_tensors(inner, "", MAX_DEPTH))
+    tensors = dict(_tensors(_unwrapped(found), "", MAX_DEPTH))
     if not tensors:
         raise TorchFileError(
             f"{path}: holds no tensors at its top level; its keys: {list(found)[:8]}"
@@ -201,6 +200,16 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
             f"{path}: its tensors claim {claimed} bytes, the file has {size}; refused"
         )
     return {name: file.tensor(ref) for name, ref in tensors.items()}
+
+
+def _unwrapped(found: Mapping) -> Mapping:
+    """The state dict within a training checkpoint, or the checkpoint itself.
+
+    BigCodec's file has its encoder beside a "generator", and both are of use.
+    """
+    if "CodecEnc" in found:
+        return found
+    return next((found[key] for key in WRAPPERS if isinstance(found.get(key), Mapping)), found)
 
 
 def _tensors(found: Mapping, prefix: str, depth: int) -> Iterator[tuple[str, TensorRef]]:

@@ -284,3 +284,15 @@ def test_tied_tensors_and_nested_state_dicts_are_read(tmp_path):
     found = torch_file.read_state_dict(path)
     assert list(found) == ["encoder.w", "decoder.w"]
     np.testing.assert_array_equal(found["decoder.w"], values)
+
+
+def test_bigcodecs_encoder_is_read_beside_its_generator(tmp_path):
+    one = name(b"CodecEnc") + b"}" + name(b"w") + reference() + b"q\x01ss"
+    two = name(b"generator") + b"}" + name(b"w") + b"h\x01ss"
+    raw = np.arange(4, dtype=np.float32).tobytes()
+    path = archive(tmp_path / "x.pt", b"\x80\x02}" + one + two + b".", [raw])
+    assert list(torch_file.read_state_dict(path)) == ["CodecEnc.w", "generator.w"]
+    path = archive(
+        tmp_path / "y.pt", b"\x80\x02}" + two.replace(b"h\x01", reference()) + b".", [raw]
+    )
+    assert list(torch_file.read_state_dict(path)) == ["w"]
