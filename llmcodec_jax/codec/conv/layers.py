@@ -9,8 +9,8 @@ Causal layers stream. Applied with `mutable=["stream"]` they leave what the next
 their past in the collection `stream`; applied with that collection, they go on from there
 instead of padding at the left.
 
-Weight norm is folded alike: applied with `mutable=["folded"]` layers leave their finished kernels
-in that collection, and applied with it they read them there instead of their factors.
+What follows from parameters alone is folded alike: applied with `mutable=["folded"]` layers leave
+their finished kernels in that collection, and applied with it they read them there.
 """
 
 from __future__ import annotations

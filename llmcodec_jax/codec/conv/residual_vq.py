@@ -20,6 +20,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from llmcodec_jax.codec.conv.layers import FOLDED
 from llmcodec_jax.codec.quantizer import EXACT, code_counts, used_levels
 
 LEARNING = ("ema", "gradient")
@@ -34,10 +35,20 @@ class Quantised(NamedTuple):
     loss: jax.Array  # float32 [B], mean over used levels and the clip's valid frames
 
 
-def nearest_euclidean(query: jax.Array, table: jax.Array) -> jax.Array:
-    """Index of the closest row, the lowest of equals: [B, T, d], [V, d] -> int32 [B, T]."""
+def half_squares(table: jax.Array) -> jax.Array:
+    """Half of each row's squared length: [V, d] -> [V]."""
+    return 0.5 * jnp.sum(jnp.square(table), axis=-1)
+
+
+def nearest_euclidean(
+    query: jax.Array, table: jax.Array, halves: jax.Array | None = None
+) -> jax.Array:
+    """Index of the closest row, the lowest of equals: [B, T, d], [V, d] -> int32 [B, T].
+
+    `halves`: half_squares(table), where they are known.
+    """
     score = jnp.einsum("btd,vd->btv", query, table, precision=EXACT)
-    score = score - 0.5 * jnp.sum(jnp.square(table), axis=-1)
+    score = score - (half_squares(table) if halves is None else halves)
     # Two plain reductions vectorise on every backend; an argmax does not on CPUs.
     best = jnp.max(score, axis=-1, keepdims=True)
     index = jnp.arange(table.shape[0], dtype=jnp.int32)
@@ -91,12 +102,20 @@ class EuclideanLevel(nn.Module):
 
     def __call__(self, residual: jax.Array, mask: jax.Array, train: bool = False):
         """residual float32 [B, T, d], mask bool [B, T] -> (codes [B, T], chosen [B, T, d])."""
-        codes = nearest_euclidean(*jax.lax.stop_gradient((residual, self.table())))
+        inputs = jax.lax.stop_gradient((residual, self.table()))
+        codes = nearest_euclidean(*inputs, self._folded_halves(inputs[1]))
         codes = jnp.where(mask, codes, 0)
         chosen = self.lookup(codes)
         if train and not self.is_initializing():
             self._follow(jax.lax.stop_gradient(residual), codes, mask)
         return codes, chosen
+
+    def _folded_halves(self, table: jax.Array) -> jax.Array | None:
+        """Half the squared lengths of the codes where they were folded: for one frame at a time
+        they take longer than the search."""
+        if self.is_mutable_collection(FOLDED) and not self.is_initializing():
+            self.put_variable(FOLDED, "halves", half_squares(table))
+        return self.get_variable(FOLDED, "halves") if self.has_variable(FOLDED, "halves") else None
 
     def _follow(self, residual: jax.Array, codes: jax.Array, mask: jax.Array) -> None:
         """Moves the running statistics, and under "ema" the codebook, to this batch."""

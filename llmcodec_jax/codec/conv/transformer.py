@@ -8,22 +8,22 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from llmcodec_jax.codec.conv.layers import STREAM, TORCH_UNIFORM, is_streaming, precision
 
 EPSILON = 1e-5
 
 
-def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
-    """Rotary positions, halves convention: x [B, T, heads, d], positions [T] -> the same shape."""
+def rotate(x: jax.Array, first: int, theta: float) -> jax.Array:
+    """Rotary positions first, first + 1, ..., halves convention: x [B, heads, T, d]."""
     half = x.shape[-1] // 2
-    rate = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = positions.astype(jnp.float32)[:, None] * rate
-    cosine, sine = (f(angle)[:, None, :].astype(x.dtype) for f in (jnp.cos, jnp.sin))
-    first, second = x[..., :half], x[..., half:]
-    return jnp.concatenate(
-        [first * cosine - second * sine, second * cosine + first * sine], axis=-1
-    )
+    rate = np.float32(theta) ** (-np.arange(half, dtype=np.float32) / np.float32(half))
+    angle = (first + np.arange(x.shape[2], dtype=np.float32))[:, None] * rate
+    # Constants: XLA would take them anew for every head that reads them.
+    cosine, sine = (jnp.asarray(f(angle), x.dtype) for f in (np.cos, np.sin))
+    left, right = x[..., :half], x[..., half:]
+    return jnp.concatenate([left * cosine - right * sine, right * cosine + left * sine], axis=-1)
 
 
 def dense(features: int, dtype: Any, name: str) -> nn.Dense:
@@ -56,21 +56,20 @@ class Attention(nn.Module):
         """x [B, T, D] -> [B, T, D]."""
         shape = (*x.shape[:2], self.heads, self.width // self.heads)
         query, key, value = (
-            dense(self.width, self.dtype, name)(x).reshape(shape)
+            dense(self.width, self.dtype, name)(x).reshape(shape).swapaxes(1, 2)
             for name in ("query", "key", "value")
         )
         key, value, past, seen = self._with_past(key, value)
-        here = past + jnp.arange(x.shape[1])
-        there = jnp.arange(key.shape[1])
-        query, key = rotate(query, here, self.theta), rotate(key, there, self.theta)
-        back = here[:, None] - there
+        query, key = rotate(query, past, self.theta), rotate(key, 0, self.theta)
+        there = np.arange(key.shape[2])
+        back = past + np.arange(x.shape[1])[:, None] - there
         allowed = (back >= 0) & (back < self.window) & (there >= past - seen)
         exact = precision(self.dtype)
-        scores = jnp.einsum("bthd,bshd->bhts", query, key, precision=exact).astype(jnp.float32)
+        scores = jnp.einsum("bhtd,bhsd->bhts", query, key, precision=exact).astype(jnp.float32)
         scores = jnp.where(allowed, scores / math.sqrt(shape[-1]), -jnp.inf)
         weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-        mixed = jnp.einsum("bhts,bshd->bthd", weights, value, precision=exact)
-        return dense(self.width, self.dtype, "out")(mixed.reshape(x.shape))
+        mixed = jnp.einsum("bhts,bhsd->bhtd", weights, value, precision=exact)
+        return dense(self.width, self.dtype, "out")(mixed.swapaxes(1, 2).reshape(x.shape))
 
     def _with_past(self, key: jax.Array, value: jax.Array):
         """-> (keys, values behind those of the stream, how many those are, how many are real)."""
@@ -80,13 +79,13 @@ class Attention(nn.Module):
         if self.has_variable(STREAM, "past"):
             keys, values, seen = self.get_variable(STREAM, "past")
         else:
-            keys = values = jnp.zeros((key.shape[0], past, *key.shape[2:]), key.dtype)
+            keys = values = jnp.zeros((*key.shape[:2], past, key.shape[3]), key.dtype)
             seen = jnp.zeros((), jnp.int32)
-        keys = jnp.concatenate([keys, key], axis=1)
-        values = jnp.concatenate([values, value], axis=1)
-        kept = keys.shape[1] - past
-        after = jnp.minimum(seen + key.shape[1], past)
-        self.put_variable(STREAM, "past", (keys[:, kept:], values[:, kept:], after))
+        keys = jnp.concatenate([keys, key], axis=2)
+        values = jnp.concatenate([values, value], axis=2)
+        kept = keys.shape[2] - past
+        after = jnp.minimum(seen + key.shape[2], past)
+        self.put_variable(STREAM, "past", (keys[:, :, kept:], values[:, :, kept:], after))
         return keys, values, past, seen
 
 
