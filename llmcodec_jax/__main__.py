@@ -76,7 +76,7 @@ def _run(name: str, command: Command, arguments: list[str]) -> int:
         module = importlib.import_module(module_name)
         if not command.takes_config:
             return module.main() or 0
-        from llmcodec_jax import command_line
+        from llmcodec_jax.training import command_line
 
         sys.modules["__main__"].__doc__ = module.__doc__  # what absl prints above the flags
         command_line.start(module.main)

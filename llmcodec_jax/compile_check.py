@@ -28,10 +28,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 from absl import flags
 
-from llmcodec_jax import command_line
 from llmcodec_jax.compiling.program import check, target
 from llmcodec_jax.compiling.report import describe, scaling_table
 from llmcodec_jax.errors import answer_errors
+from llmcodec_jax.training import command_line
 from llmcodec_jax.training.config import read_config
 
 logger = logging.getLogger("llmcodec_jax.compile_check")  # also when run as __main__

@@ -15,10 +15,11 @@ from pathlib import Path
 
 from absl import flags
 
-from llmcodec_jax import command_line, train
+from llmcodec_jax import train
 from llmcodec_jax.data.cache import keep_compilations
 from llmcodec_jax.errors import UNFINISHED, answer_errors
 from llmcodec_jax.study import results, stages
+from llmcodec_jax.training import command_line
 
 logger = logging.getLogger("llmcodec_jax.reproduce")
 

@@ -13,10 +13,9 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from llmcodec_jax import command_line
 from llmcodec_jax.data.cache import keep_compilations
 from llmcodec_jax.errors import UNFINISHED, answer_errors
-from llmcodec_jax.training import distributed
+from llmcodec_jax.training import command_line, distributed
 from llmcodec_jax.training.run import run
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder (default: runs/NAME_OF_THE_CONFIG)")

@@ -113,7 +113,7 @@ def test_help_imports_nothing_heavy():
 
 
 def test_configs_are_found_from_any_folder(tmp_path, monkeypatch):
-    from llmcodec_jax import command_line
+    from llmcodec_jax.training import command_line
 
     monkeypatch.chdir(tmp_path)
     expected = str(ROOT / "configs/quickstart.py")

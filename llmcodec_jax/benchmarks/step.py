@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from llmcodec_jax import command_line
 from llmcodec_jax.data.embedded import lm_path
 from llmcodec_jax.errors import answer_errors
 from llmcodec_jax.hardware import costs
 from llmcodec_jax.lm.decoder import init_params
 from llmcodec_jax.lm.load import load_lm
+from llmcodec_jax.training import command_line
 from llmcodec_jax.training.config import RunConfig, read_config
 from llmcodec_jax.training.method import Method
 from llmcodec_jax.training.schedules import Phase

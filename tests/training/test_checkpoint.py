@@ -326,7 +326,7 @@ def test_what_a_kill_left_half_written_goes_with_the_next_start(tmp_path):
 FULL = """
 import resource, signal, sys
 sys.path.insert(0, {root!r})
-from llmcodec_jax import command_line
+from llmcodec_jax.training import command_line
 from llmcodec_jax.training.checkpoint import Checkpoints, CheckpointError
 from tests.training.test_checkpoint import a_state, CONFIG
 command_line.setup_logging()
