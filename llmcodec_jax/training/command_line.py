@@ -92,7 +92,7 @@ def find_config(name: str) -> str:
 
 def _config_folder() -> Path:
     """configs/ of the installed package, or of the checkout that this file is part of."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
 

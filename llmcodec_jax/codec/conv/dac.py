@@ -25,8 +25,7 @@ from llmcodec_jax.codec.conv.family import ConvCodec, count, size, told
 from llmcodec_jax.codec.conv.layers import Conv1d, ConvTranspose1d, Snake, mask_time
 from llmcodec_jax.codec.conv.residual_vq import Quantised
 from llmcodec_jax.codec.layout import Tensor
-from llmcodec_jax.codec.quantizer import ResidualQuantizer
-from llmcodec_jax.types import Search
+from llmcodec_jax.codec.quantizer import FactorisedCodec, ResidualQuantizer
 
 Path = tuple[str, ...]
 DILATIONS = (1, 3, 9)
@@ -122,7 +121,7 @@ class Decoder(nn.Module):
         return jnp.pad(wav, ((0, 0), (0, samples - wav.shape[1])))
 
 
-class DAC(ConvCodec):
+class DAC(FactorisedCodec, ConvCodec):
     """The published codec at any size; satisfies `types.Codec`. The defaults are 44.1 kHz's."""
 
     sample_rate: int = 44_100  # Hz
@@ -168,10 +167,6 @@ class DAC(ConvCodec):
     def synthesise(self, quantised, mask):
         """quantised [B, T, D] -> wav float32 [B, T * hop]."""
         return self.decoder(quantised, None if mask is None else jnp.sum(mask, axis=1))
-
-    def search(self, level: int = 0) -> Search:
-        """One level's unit-length codebook, float32 [V, d]."""
-        return Search(self.quantizer.level[level].table(), "cosine")
 
 
 class _Names:

@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from llmcodec_jax.codec.conv.residual_vq import Quantised
 from llmcodec_jax.codec.layout import LayoutError
@@ -90,31 +91,29 @@ class EuclideanCodec(ConvCodec):
         `variables` = {"params", "batch_stats"} of this codec, `output` of the batch just seen.
         Pure: returns new variables. See `quantizer.revive_dead_codes`.
         """
-        params = dict(variables["params"])
-        stats = {
-            **variables["batch_stats"],
-            "quantizer": dict(variables["batch_stats"]["quantizer"]),
-        }
+        stats, params = (flatten_dict(dict(variables[kind])) for kind in ("batch_stats", "params"))
         books = stats if self.learning == "ema" else params
-        books["quantizer"] = dict(books["quantizer"])
         for q in range(self.levels):
-            name = f"level_{q}"
-            level, old = stats["quantizer"][name], books["quantizer"][name]["codebook"]
-            counted = jnp.sum(level["cluster_size"])
-            codebook, share = revive_dead_codes(
+            here = ("quantizer", *self.level_path(q))
+            size, book = (*here, "cluster_size"), (*here, "codebook")
+            counted, old = jnp.sum(stats[size]), books[book]
+            books[book], share = revive_dead_codes(
                 old,
-                level["cluster_size"] / counted,
+                stats[size] / counted,
                 output.query[:, :, q],
                 output.frame_mask,
                 jax.random.fold_in(key, q),
                 threshold,
             )
-            size = share * counted
-            moved = jnp.any(codebook != old, axis=-1, keepdims=True)
-            total = jnp.where(moved, codebook * size[:, None], level["embed_sum"])
-            stats["quantizer"][name] = {**level, "cluster_size": size, "embed_sum": total}
-            books["quantizer"][name] = {**books["quantizer"][name], "codebook": codebook}
-        return {**variables, "params": params, "batch_stats": stats}
+            stats[size] = share * counted
+            moved = jnp.any(books[book] != old, axis=-1, keepdims=True)
+            total = books[book] * stats[size][:, None]
+            stats[(*here, "embed_sum")] = jnp.where(moved, total, stats[(*here, "embed_sum")])
+        return {**variables, "params": unflatten_dict(params), "batch_stats": unflatten_dict(stats)}
+
+    def level_path(self, level: int) -> tuple[str, ...]:
+        """Where the variables of a level are below `quantizer`."""
+        return (f"level_{level}",)
 
 
 def told(cls: Any, config: Mapping[str, Any], published: tuple[str, ...] = ()) -> dict[str, Any]:

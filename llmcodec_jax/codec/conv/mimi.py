@@ -17,14 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from llmcodec_jax.codec import layout
-from llmcodec_jax.codec.conv.family import ConvCodec, count, size, told
+from llmcodec_jax.codec.conv.family import EuclideanCodec, count, size, told
 from llmcodec_jax.codec.conv.layers import Conv1d, ConvTranspose1d
 from llmcodec_jax.codec.conv.residual_vq import SplitResidual
 from llmcodec_jax.codec.conv.rows import TRANSFORMERS, SEANetRows, inited, seanet_sizes
 from llmcodec_jax.codec.conv.seanet import SEANetConfig, SEANetDecoder, SEANetEncoder
 from llmcodec_jax.codec.conv.transformer import CausalTransformer
 from llmcodec_jax.codec.layout import LayoutError, Tensor, affine, linear
-from llmcodec_jax.types import Search
 
 SMALLEST_USAGE = 1e-5  # published floor of a code's count
 CONFIG = {
@@ -96,7 +95,7 @@ class Decoder(nn.Module):
         return SEANetDecoder(self.seanet, dtype, name="seanet")(x)[0]
 
 
-class Mimi(ConvCodec):
+class Mimi(EuclideanCodec):
     """The published codec at any size; satisfies `types.Codec`. The defaults are the release."""
 
     sample_rate: int = 24_000  # Hz
@@ -178,17 +177,15 @@ class Mimi(ConvCodec):
         """wav [B, N] -> latent [B, T, D]."""
         return self.encoder(wav[..., None], length)
 
-    def quantise(self, latent, mask, domain, levels, train):
-        """latent [B, T, D] -> Quantised."""
-        return self.quantizer(latent, mask, levels, train)
-
     def synthesise(self, quantised, mask):
         """quantised [B, T, D] -> wav float32 [B, T * hop]."""
         return self.decoder(quantised)[..., 0].astype(jnp.float32)
 
-    def search(self, level: int = 0) -> Search:
-        """One level's codebook, float32 [V, d]."""
-        return Search(self.quantizer.table(level), "euclidean")
+    def level_path(self, level: int) -> tuple[str, ...]:
+        """Where the variables of a level are below `quantizer`."""
+        if level < self.semantic:
+            return ("first", f"level_{level}")
+        return ("rest", f"level_{level - self.semantic}")
 
 
 def _transformer(codec: Mimi, name: str, part: str) -> list[Tensor]:
