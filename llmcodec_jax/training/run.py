@@ -121,7 +121,7 @@ def import_codec(path: str, method: Method, state):
         variables = grow_codebooks(variables, wanted)
     put = lambda new, old: jax.device_put(new, old.sharding)  # noqa: E731
     params = state.params | {"codec": jax.tree.map(put, variables["params"], state.params["codec"])}
-    stats = jax.tree.map(put, variables["batch_stats"], state.batch_stats)
+    stats = jax.tree.map(put, variables.get("batch_stats", {}), state.batch_stats)
     return state.replace(params=params, batch_stats=stats)
 
 

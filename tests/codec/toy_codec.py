@@ -44,7 +44,9 @@ class ToyCodec(nn.Module):
         self.encoder = Stack((4, 8, self.width), STRIDES, up=False)
         self.decoder = Stack((8, 4, 1), STRIDES[::-1], up=True)
         shape = (self.levels, self.codebook_size, self.width)
-        self.quantizer = self.param("quantizer", nn.initializers.normal(0.02), shape)
+        start = nn.initializers.normal(0.02)
+        own = self.param("quantizer", lambda key: {"codebooks": start(key, shape)})
+        self.codebooks = own["codebooks"]
 
     def encode(self, wav, wav_length=None, domain=None, train=False, levels=None):
         length = jnp.full(len(wav), wav.shape[1]) if wav_length is None else wav_length
@@ -53,7 +55,7 @@ class ToyCodec(nn.Module):
         latent = self.encoder(wav[..., None], frames * self.hop)
         mask = jnp.arange(latent.shape[1]) < frames[:, None]
         residual, codes, queries, loss = latent, [], [], 0.0
-        for table in self.quantizer[:levels]:
+        for table in self.codebooks[:levels]:
             distance = jnp.sum(jnp.square(residual[:, :, None] - table), axis=-1)
             codes.append(jnp.where(mask, jnp.argmin(distance, axis=-1), 0))
             queries.append(residual)
@@ -62,7 +64,7 @@ class ToyCodec(nn.Module):
             error = jnp.square(chosen - fixed[0]) + 0.25 * jnp.square(residual - fixed[1])
             loss += jnp.sum(error.mean(-1) * mask, axis=1) / jnp.maximum(frames, 1)
             residual = residual - fixed[1]
-        quantised = sum(t[c] for t, c in zip(self.quantizer, codes, strict=False))
+        quantised = sum(t[c] for t, c in zip(self.codebooks, codes, strict=False))
         quantised = latent + jax.lax.stop_gradient(quantised - latent)
         queries = jnp.stack(queries, axis=2)
         return CodecOutput(latent, jnp.stack(codes, -1), quantised, queries, loss, mask)
@@ -78,17 +80,17 @@ class ToyCodec(nn.Module):
         return output, self.decode(output.quantised, output.frame_mask)
 
     def lookup(self, codes):
-        return sum(self.quantizer[q][codes[..., q]] for q in range(codes.shape[-1]))
+        return sum(self.codebooks[q][codes[..., q]] for q in range(codes.shape[-1]))
 
     def decode_codes(self, codes, frame_mask=None):
         return self.decode(self.lookup(codes), frame_mask)
 
     def search(self, level=0):
-        return Search(self.quantizer[level], "euclidean")
+        return Search(self.codebooks[level], "euclidean")
 
 
 def from_published(tensors, config):
-    codec = ToyCodec(**{"levels": len(tensors["params.quantizer"]), **config})
+    codec = ToyCodec(**{"levels": len(tensors["params.quantizer.codebooks"]), **config})
     return codec, unflatten_dict({tuple(k.split(".")): v for k, v in tensors.items()})
 
 
@@ -96,6 +98,8 @@ def to_published(codec, variables):
     return {".".join(path): value for path, value in flatten_dict(dict(variables)).items()}
 
 
-TOY = Family(
-    "toy", ToyCodec, lambda shapes, _: "params.quantizer" in shapes, from_published, to_published
-)
+def recognises(shapes, config):
+    return "params.quantizer.codebooks" in shapes
+
+
+TOY = Family("toy", ToyCodec, recognises, from_published, to_published)
