@@ -1,9 +1,10 @@
 """Takes a codec, or what a run learned, elsewhere; runs and codecs are only read.
 
-python -m llmcodec_jax.export --run RUN --format auv|safetensors|hf --output PATH
+python -m llmcodec_jax.export --run RUN --format pt|safetensors|hf --output PATH
 python -m llmcodec_jax.export --codec CODEC --format onnx|stablehlo|web|safetensors --output PATH
 
-    auv          the codec as a .pt in the published layout (torch.load opens it)
+    pt           the codec as a .pt in its family's published layout (torch.load opens it);
+                 "auv" is an older name of it
     safetensors  the codec as one .safetensors, which load_codec and encode read
     hf           the language model with <CODEC_i> merged into table, head and tokenizer
     onnx         encoder.onnx, decoder.onnx and an example that needs numpy and onnxruntime alone
@@ -93,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", type=Path, help="run folder of the trainer")
     source.add_argument("--codec", help="any codec that load_codec takes")
-    formats = ("auv", "safetensors", "hf", *PROGRAMS)
+    formats = ("pt", "auv", "safetensors", "hf", *PROGRAMS)
     parser.add_argument("--format", required=True, choices=formats)
     parser.add_argument("--output", required=True, type=Path, help="file or folder to write")
     parser.add_argument("--clips", type=Path, help="onnx, web: sounds to compare with JAX on")
@@ -111,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
     elif args.format in PROGRAMS:
         export_programs(args)
     else:
-        write = {"auv": save_torch, "safetensors": save_safetensors}[args.format]
+        write = {"pt": save_torch, "auv": save_torch, "safetensors": save_safetensors}[args.format]
         write(args.output, *store.load(args.run or args.codec))
     print(args.output)
     return 0
