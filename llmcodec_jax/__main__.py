@@ -22,6 +22,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "encode": Command("encode", "audio files -> token files"),
     "decode": Command("decode", "token files -> audio files"),
+    "codecs": Command("codecs", "the codecs that are read here: rates, sizes, licences"),
     "stream": Command("stream", "raw audio through a causal codec and back, live"),
     "demo": Command("demo", "a page to speak and hear codecs on"),
     "evaluate": Command("evaluate", "reconstruction, token LM, coherence, consistency", "eval"),

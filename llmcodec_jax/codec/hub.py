@@ -54,3 +54,19 @@ def fetch(codec: str) -> Path:
         ) from error
     except (OSError, errors.HFValidationError) as error:  # its HTTP errors are OSErrors
         raise HubError(f"{codec}: the Hub could not be asked ({error})") from error
+
+
+def is_cached(codec: str) -> bool:
+    """Whether `hf:OWNER/NAME...` needs no network: its weights are in the library's cache."""
+    parts = _NAME.fullmatch(codec)
+    if parts is None:
+        return False
+    try:
+        import huggingface_hub as hub
+    except ImportError:
+        return False
+    names = [parts["file"]] if parts["file"] else [n for n in PATTERNS if n.endswith("tensors")]
+    found = (
+        hub.try_to_load_from_cache(parts["repo"], n, revision=parts["revision"]) for n in names
+    )
+    return any(isinstance(path, str) for path in found)

@@ -1,0 +1,143 @@
+"""The codecs that are read here: what each is, where its weights are, what is exact."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+
+from llmcodec_jax.codec import hub, registry, store
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """One published release."""
+
+    name: str
+    codec: str  # what --codec and load_codec take
+    family: str
+    licence: str  # of the weights
+    source: str
+    note: str  # what is exact and what is not
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # other than its defaults
+
+    @functools.cached_property
+    def module(self) -> nn.Module:
+        """The architecture, without weights."""
+        return registry.family(self.family).module(**self.fields)
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames a second."""
+        return self.module.sample_rate / self.module.hop
+
+    @property
+    def bits(self) -> float:
+        """Bits a second with all levels, every code taken as equally likely."""
+        return self.frame_rate * self.module.levels * math.log2(self.module.codebook_size)
+
+    @property
+    def causal(self) -> bool:
+        """Whether it streams."""
+        return hasattr(self.module, "stream_lead")
+
+    @functools.cached_property
+    def parameters(self) -> int:
+        """Numbers in the weights, codebooks included; nothing is loaded."""
+        shapes = store.variable_shapes(self.module)
+        count = sum(math.prod(s) for path, s in shapes.items() if path.startswith("params/"))
+        books = (s for path, s in shapes.items() if path.startswith("batch_stats/"))
+        return count + sum(math.prod(s) for s in books if len(s) == 2) // 2  # its sums are no more
+
+    @property
+    def here(self) -> bool:
+        """Whether its weights are on this machine: shipped, or in the Hub library's cache."""
+        return self.codec in store.SHIPPED or hub.is_cached(self.codec)
+
+
+PARITY = "codes, audio and gradients equal transformers' at seeded weights"
+DAC = dict(licence="MIT", source="github.com/descriptinc/descript-audio-codec", family="dac")
+LOW_RATE = dict(strides=(2, 4, 5, 8), norm="none")
+
+CARDS = (
+    Card(
+        "auv",
+        "auv.pt",
+        "auv",
+        "see its model card",
+        "arXiv 2509.21968",
+        "codes, audio and gradients equal the published code's; bits kept both ways",
+    ),
+    Card(
+        "encodec_24khz",
+        "hf:facebook/encodec_24khz",
+        "encodec",
+        "MIT (of the repository; the Hub's card names none)",
+        "github.com/facebookresearch/encodec",
+        f"{PARITY}; bits kept both ways; also its authors' `.th`; padding exact",
+    ),
+    Card(
+        "dac_16khz",
+        "hf:descript/dac_16khz",
+        note=f"{PARITY}; bits kept both ways; also its authors' `.pth`; the last 8 samples are 0",
+        fields={**LOW_RATE, "sample_rate": 16_000, "levels": 12},
+        **DAC,
+    ),
+    Card(
+        "dac_24khz",
+        "hf:descript/dac_24khz",
+        note="as dac_16khz",
+        fields={**LOW_RATE, "sample_rate": 24_000, "levels": 32},
+        **DAC,
+    ),
+    Card(
+        "dac_44khz",
+        "hf:descript/dac_44khz",
+        note="as dac_16khz, without its zeros",
+        fields={"norm": "none"},
+        **DAC,
+    ),
+    Card(
+        "mimi",
+        "hf:kyutai/mimi",
+        "mimi",
+        "CC-BY 4.0",
+        "github.com/kyutai-labs/moshi",
+        f"{PARITY}; bits kept both ways; padding exact, as it is not in transformers",
+    ),
+)
+"""By family; the shipped codec has a card of its own (docs/mini.md)."""
+
+COLUMNS = "codec family rate frames/s codes bit/s parameters streams licence here".split()
+
+
+def row(card: Card) -> list[str]:
+    """A card's cells, in the order of COLUMNS."""
+    module = card.module
+    return [
+        card.codec,
+        card.family,
+        f"{module.sample_rate / 1000:g} kHz",
+        f"{card.frame_rate:g}" if card.frame_rate % 1 == 0 else f"{card.frame_rate:.1f}",
+        f"{module.levels} x {module.codebook_size:,}",
+        f"{card.bits:,.0f}",
+        f"{card.parameters / 1e6:.1f} M",
+        "yes" if card.causal else "no",
+        card.licence,
+        "yes" if card.here else "no",
+    ]
+
+
+def markdown() -> str:
+    """The cards as docs/codecs.md shows them: a table, and a line for each about its weights."""
+    shown = COLUMNS[:-1]
+    lines = ["| " + " | ".join(shown) + " |", "|---" * len(shown) + "|"]
+    for card in CARDS:
+        codec, *cells = row(card)[:-1]
+        lines.append("| " + " | ".join([f"`{codec}`", *cells]) + " |")
+    notes = [f"- **{card.name}** ({card.source}): {card.note}." for card in CARDS]
+    return "\n".join([*lines, "", *notes])
