@@ -77,8 +77,7 @@ def mel_cepstral_distance(reference: np.ndarray, estimate: np.ndarray, rate: int
     filters = dsp.mel_filterbank(rate, window, 40)
 
     def cepstrum(wav):
-        frames = np.lib.stride_tricks.sliding_window_view(np.pad(wav, window // 2), window)[::hop]
-        power = np.abs(scipy.fft.rfft(frames * dsp.hann(window), axis=-1)) ** 2
+        power = np.abs(dsp.host_stft(np.pad(wav, window // 2), window, hop)) ** 2
         mel = power @ filters
         log_mel = np.log(np.maximum(mel, max(1e-6 * mel.max(), 1e-12)))  # 60 dB deep
         return scipy.fft.dct(log_mel, axis=-1, norm="ortho")[:, 1:14]

@@ -14,7 +14,7 @@ import numpy as np
 from flax import traverse_util
 
 from llmcodec_jax.lm import decoder
-from llmcodec_jax.lm.config import LMConfig
+from llmcodec_jax.lm.config import LMConfig, small_config
 from llmcodec_jax.lm.load import load_lm
 from llmcodec_jax.lm.lora import LoRA, init_lora
 from llmcodec_jax.lm.tokenizer import TextTokenizer
@@ -53,18 +53,7 @@ class AudioLM:
 
 def small(vocabulary: int, levels: int, width: int, layers: int, key: jax.Array) -> AudioLM:
     """A fresh decoder; its body depends on the key alone, so every codec starts from the same."""
-    heads = max(width // 64, 1)
-    config = LMConfig(
-        vocab_size=1,  # its text table is the begin vector
-        width=width,
-        layers=layers,
-        heads=heads,
-        kv_heads=heads,
-        head_dim=width // heads,
-        ffn_width=3 * width,
-        qk_norm=True,
-        tied=True,
-    )
+    config = small_config(1, width, layers)  # its text table is the begin vector
     body_key, row_key = jax.random.split(key)
     body = decoder.init_params(config, body_key)
     rows = 0.02 * jax.random.normal(row_key, (vocabulary, width))

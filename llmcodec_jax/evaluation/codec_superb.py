@@ -13,7 +13,6 @@ import math
 import warnings
 
 import numpy as np
-import scipy.fft
 import scipy.sparse
 
 from llmcodec_jax.ops import dsp
@@ -98,8 +97,7 @@ def _distance(first: np.ndarray, second: np.ndarray) -> float:
 def _magnitudes(clip: np.ndarray, window: int, hop: int) -> np.ndarray:
     """Centred, reflected STFT magnitudes of [channels, N]: float32 [channels, frames, bins]."""
     padded = np.pad(clip, ((0, 0), (window // 2, window // 2)), mode="reflect")
-    frames = np.lib.stride_tricks.sliding_window_view(padded, window, axis=1)[:, ::hop]
-    return np.abs(scipy.fft.rfft(frames * dsp.hann(window), axis=-1))
+    return np.abs(dsp.host_stft(padded, window, hop))
 
 
 def pesq(reference: np.ndarray, estimate: np.ndarray) -> float:

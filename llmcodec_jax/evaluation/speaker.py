@@ -56,9 +56,7 @@ def part_starts(samples: int) -> list[int]:
 
 def mel_spectrogram(wav: np.ndarray) -> np.ndarray:
     """float32 [N] -> power in mel bands, float32 [1 + N // 160, 40]; zeros beyond both ends."""
-    padded = np.pad(wav, WINDOW // 2)
-    frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::HOP]
-    power = np.abs(np.fft.rfft(frames * dsp.hann(WINDOW), axis=-1)) ** 2
+    power = np.abs(dsp.host_stft(np.pad(wav, WINDOW // 2), WINDOW, HOP)) ** 2
     return (power @ dsp.mel_filterbank(RATE, WINDOW, BANDS, "slaney")).astype(np.float32)
 
 

@@ -89,6 +89,26 @@ class LMConfig:
         return math.ceil(self.layers / 3), max(int(0.8 * self.layers), math.ceil(self.layers / 3))
 
 
+def small_config(
+    vocab_size: int, width: int, layers: int, bos_id: int | None = None, eos_id: int | None = None
+) -> LMConfig:
+    """A Qwen3 of a few million parameters, for LMs that are trained from scratch here."""
+    heads = max(width // 64, 1)
+    return LMConfig(
+        vocab_size=vocab_size,
+        width=width,
+        layers=layers,
+        heads=heads,
+        kv_heads=heads,
+        head_dim=width // heads,
+        ffn_width=3 * width,
+        qk_norm=True,
+        tied=True,
+        bos_id=bos_id,
+        eos_id=eos_id,
+    )
+
+
 def from_huggingface(raw: Mapping[str, Any], source: str = "config.json") -> LMConfig:
     """A transformers `config.json` (version 4 or 5 style) -> LMConfig.
 

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from llmcodec_jax.lm.config import LMConfig
 from llmcodec_jax.lm.lora import Linear, LoRA
 from llmcodec_jax.lm.rotary import rotary_angles, rotate
-from llmcodec_jax.ops.placement import spread
+from llmcodec_jax.ops.placement import keep_split_by_clip
 from llmcodec_jax.ops.remat import recomputing
 from llmcodec_jax.types import LMOutput
 
@@ -112,7 +112,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x, context: Context, cache):
-        x = spread(x)
+        x = keep_split_by_clip(x)
         collected = None
         if self.collect == "all":
             collected = x

@@ -29,7 +29,7 @@ def axes_in(mesh, names: tuple[str, ...], size: int) -> tuple[str, ...]:
     return found if size % math.prod(mesh.shape[n] for n in found) == 0 else ()
 
 
-def spread(x: jax.Array) -> jax.Array:
+def keep_split_by_clip(x: jax.Array) -> jax.Array:
     """Keeps x [B, ...] split by clips: weights are to travel to the clips, not the reverse.
 
     Left to itself the partitioner may split the channels instead, because the weights are.

@@ -43,10 +43,10 @@ def robust_limits(lines: Sequence[Sequence[float]]) -> tuple[float, float] | Non
 def log_mel(wav: np.ndarray, sample_rate: int, bands: int = 80) -> np.ndarray:
     """float [N] -> log10 mel spectrogram [frames, bands] for looking at (25 ms windows)."""
     size, hop = sample_rate // 40, sample_rate // 100
+    n_fft = max(1024, 1 << (size - 1).bit_length())
     padded = np.pad(wav, (0, max(size - len(wav), 0)))
-    frames = np.lib.stride_tricks.sliding_window_view(padded, size)[::hop] * dsp.hann(size)
-    power = np.abs(np.fft.rfft(frames, n=1024)) ** 2
-    return np.log10(power @ dsp.mel_filterbank(sample_rate, 1024, bands) + 1e-6)
+    power = np.abs(dsp.host_stft(padded, size, hop, n_fft)) ** 2
+    return np.log10(power @ dsp.mel_filterbank(sample_rate, n_fft, bands) + 1e-6)
 
 
 def spectrograms(wavs: dict[str, np.ndarray], sample_rate: int) -> Figure:

@@ -26,7 +26,7 @@ from llmcodec_jax.errors import UsageError
 from llmcodec_jax.evaluation.audio_lm import begin_token
 from llmcodec_jax.evaluation.streams import Streams
 from llmcodec_jax.lm import decoder, huggingface
-from llmcodec_jax.lm.config import LMConfig
+from llmcodec_jax.lm.config import LMConfig, small_config
 from llmcodec_jax.lm.heads import horizon_weights, repeat_rows, save_heads
 from llmcodec_jax.lm.load import load_lm
 from llmcodec_jax.lm.tokenizer import TextTokenizer
@@ -76,19 +76,7 @@ def fresh_layers(path: str | Path, width: int, layers: int, key) -> tuple[LMConf
     table = params["embed"]["embedding"]
     centred = table - table.mean(axis=0)
     _, axes = jnp.linalg.eigh(centred.T @ centred)  # by rising variance
-    config = LMConfig(
-        vocab_size=source.vocab_size,
-        width=width,
-        layers=layers,
-        heads=width // 64,
-        kv_heads=width // 64,
-        head_dim=64,
-        ffn_width=3 * width,
-        qk_norm=True,
-        tied=True,
-        bos_id=source.bos_id,
-        eos_id=source.eos_id,
-    )
+    config = small_config(source.vocab_size, width, layers, source.bos_id, source.eos_id)
     fresh = decoder.init_params(config, key)
     return config, fresh | {"embed": {"embedding": centred @ axes[:, -width:]}}, tokenizer
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from llmcodec_jax import bridge as bridging
 from llmcodec_jax.lm import decoder
 from llmcodec_jax.losses import alignment, ftp
-from llmcodec_jax.ops.placement import spread
+from llmcodec_jax.ops.placement import keep_split_by_clip
 from llmcodec_jax.training.method import Method
 from llmcodec_jax.types import Batch, CodecOutput, LMOutput, Losses
 
@@ -54,7 +54,7 @@ def read_audio(method: Method, lm_params, embeds: jax.Array, frame_mask: jax.Arr
     return decoder.forward(
         lm.architecture,
         lm_params,
-        jnp.concatenate([begin, spread(embeds.astype(begin.dtype))], axis=1),
+        jnp.concatenate([begin, keep_split_by_clip(embeds.astype(begin.dtype))], axis=1),
         frames + 1,
         pool_layers=lm.architecture.aligned_layers if method.align else None,
         pool_position=frames,
