@@ -105,8 +105,8 @@ def start_state(config: RunConfig, method: Method, lm_params, mesh):
     return jax.jit(lambda lm: init_state(method, lm, config.seed), out_shardings=where), abstract
 
 
-def import_codec(path: str, method: Method, state):
-    """Puts a codec's weights into a fresh state; a codec.json with fewer codes has them grown.
+def read_codec(path: str, method: Method) -> dict:
+    """The variables (numpy) of the codec to start from; one with fewer codes has them grown.
 
     Raises LayoutError if the architecture differs in anything else.
     """
@@ -119,6 +119,11 @@ def import_codec(path: str, method: Method, state):
     if grows:
         logger.info("%s: %d codes, grown to %d", path, size, wanted)
         variables = grow_codebooks(variables, wanted)
+    return variables
+
+
+def put_codec(variables: dict, state):
+    """Puts a codec's weights into a fresh state. All processes must call it."""
     put = lambda new, old: jax.device_put(new, old.sharding)  # noqa: E731
     params = state.params | {"codec": jax.tree.map(put, variables["params"], state.params["codec"])}
     stats = jax.tree.map(put, variables.get("batch_stats", {}), state.batch_stats)
@@ -217,18 +222,12 @@ def _run(config: RunConfig, workdir: Path, interrupted: Interrupted, restart: bo
     else:
         state = build(lm_params)
         if config.init:
-            state = together(lambda: import_codec(config.init, method, state))
+            state = put_codec(together(lambda: read_codec(config.init, method)), state)
     together(lambda: describe_run(workdir, config, method))
     with (
         loader,
         prefetch(loader, lambda b: sharding.put_batch(b, mesh), config.data.prefetch) as batches,
-        journal.Journal(
-            workdir,
-            config.total_steps,
-            int(state.step),
-            tensorboard=config.log.tensorboard,
-            wandb=config.log.wandb,
-        ) as writing,
+        together(lambda: open_journal(workdir, config, int(state.step))) as writing,
     ):
         finished = loop.train(
             loop.Run(
@@ -251,6 +250,17 @@ def _run(config: RunConfig, workdir: Path, interrupted: Interrupted, restart: bo
         page = report.write(workdir, method, loader.skipped(), heldout.spoken)
         logger.info("report: %s", page)
     return finished
+
+
+def open_journal(workdir: Path, config: RunConfig, start: int) -> journal.Journal:
+    """The run's rows from step `start` on."""
+    return journal.Journal(
+        workdir,
+        config.total_steps,
+        start,
+        tensorboard=config.log.tensorboard,
+        wandb=config.log.wandb,
+    )
 
 
 def describe_run(workdir: Path, config: RunConfig, method: Method) -> None:
