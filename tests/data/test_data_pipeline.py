@@ -16,6 +16,7 @@ import pytest
 from llmcodec_jax import audio
 from llmcodec_jax.data.batches import DataError
 from llmcodec_jax.data.prefetch import prefetch
+from llmcodec_jax.data.records import stable_hash
 from llmcodec_jax.types import DOMAINS
 from tests.tiny import TONE_RATE, Letters, make_eval_batches, make_loader, tone, write_corpus
 
@@ -192,6 +193,9 @@ def test_evaluation_batches_are_fixed_and_filled_up(corpus):
     lengths = np.concatenate([batch.wav_length for batch in first])
     held = {int(i) for i, length in zip(ids, lengths, strict=True) if length}
     assert len(held) == (lengths > 0).sum()
+    named = [np.uint32(stable_hash(name)) for name, _ in first.spoken]  # of what is heard, in order
+    np.testing.assert_array_equal(ids[lengths > 0], named)
+    assert all(text.startswith("SPEAKER ") for _, text in first.spoken)
     training = load(corpus, 20, split="train", eval_fraction=0.4)
     seen = {int(i) for batch in training for i in batch.example_id}
     assert held
