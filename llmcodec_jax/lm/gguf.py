@@ -12,6 +12,7 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from llmcodec_jax.lm.config import ConfigError, LMConfig, family
+from llmcodec_jax.lm.damage import damage_named
 from llmcodec_jax.lm.tokenizer import TextTokenizer
 from llmcodec_jax.lm.weights import assemble
 
@@ -49,10 +50,11 @@ class File:
         self.label = str(path)
         if not self.path.exists():
             raise FileNotFoundError(f"{self.path}: no such GGUF file")
-        self._reader = gguf.GGUFReader(self.path)
-        self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
         self._last: tuple[str, np.ndarray] = ("", np.empty(0))
-        self.config = self._read_config()
+        with damage_named(self.path):
+            self._reader = gguf.GGUFReader(self.path)
+            self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
+            self.config = self._read_config()
 
     def field(self, key: str, default: Any = None) -> Any:
         """One metadata value, or `default`; ConfigError where it is missing without one."""
@@ -95,7 +97,8 @@ class File:
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         """Part `index` of a tensor, float32. The latest tensor stays dequantised."""
         if name != self._last[0]:
-            self._last = (name, self._dequantise(name))
+            with damage_named(self.path):
+                self._last = (name, self._dequantise(name))
         return self._last[1][index]
 
     def _dequantise(self, name: str) -> np.ndarray:
@@ -146,4 +149,6 @@ class File:
 def load(path: str | Path, dtype=jnp.bfloat16, shardings=None):
     """GGUF file -> (config, params, tokenizer). Raises ConfigError for what it cannot honour."""
     file = File(path)
-    return file.config, assemble(file.config, file, dtype, shardings), file.tokenizer()
+    with damage_named(path):
+        tokenizer = file.tokenizer()
+    return file.config, assemble(file.config, file, dtype, shardings), tokenizer

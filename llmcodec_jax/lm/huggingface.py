@@ -9,10 +9,11 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from llmcodec_jax.lm.config import ConfigError, LMConfig, from_huggingface, to_huggingface
+from llmcodec_jax.lm.damage import damage_named
 from llmcodec_jax.lm.tokenizer import TextTokenizer
 from llmcodec_jax.lm.weights import assemble, unstacked
 
@@ -26,9 +27,11 @@ class Folder:
         self.folder, self.label = Path(folder), str(folder)
         index, single = self.folder / "model.safetensors.index.json", "model.safetensors"
         if index.exists():
-            self.files = json.loads(index.read_text())["weight_map"]
+            with damage_named(index):
+                self.files = dict(json.loads(index.read_text())["weight_map"])
         elif (self.folder / single).exists():
-            with safe_open(self.folder / single, "np") as file:
+            path = self.folder / single
+            with damage_named(path), safe_open(path, "np") as file:
                 self.files = dict.fromkeys(file.keys(), single)
         else:
             raise FileNotFoundError(f"{self.folder}: neither {single} nor {index.name} here")
@@ -40,11 +43,10 @@ class Folder:
             raise ConfigError(f"{self.folder}: no tensor {name!r} in its safetensors")
         path = self.folder / self.files[name]
         if path not in self._open:
-            try:
+            with damage_named(path):
                 self._open[path] = safe_open(path, "np")
-            except (SafetensorError, OSError) as error:
-                raise ConfigError(f"{path}: cannot be read ({error}); download it again") from error
-        return self._open[path].get_slice(name)[index]
+        with damage_named(path):
+            return self._open[path].get_slice(name)[index]
 
 
 def read_config(folder: str | Path) -> LMConfig:
@@ -52,7 +54,8 @@ def read_config(folder: str | Path) -> LMConfig:
     path = Path(folder) / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"{path}: a Hugging Face model folder needs this file")
-    return from_huggingface(json.loads(path.read_text()), str(path))
+    with damage_named(path):
+        return from_huggingface(json.loads(path.read_text()), str(path))
 
 
 def load(folder: str | Path, dtype=jnp.bfloat16, shardings=None) -> tuple[LMConfig, Any]:

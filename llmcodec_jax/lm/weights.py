@@ -67,15 +67,25 @@ def _reader(source: TensorSource, name: str, transposed: bool, shape, dtype):
         part = source.read(layer_name, index[::-1] if transposed else index)
         if not np.isfinite(part).all():
             raise ConfigError(f"{source.label}: {layer_name} holds values that are not finite")
-        return part.T if transposed else part
+        part = part.T if transposed else part
+        wanted = tuple(s.stop - s.start for s in index)
+        if part.shape != wanted:
+            raise ConfigError(
+                f"{source.label}: {layer_name} has {part.shape} where the model's description asks "
+                f"for {wanted}; config and tensors belong to different models"
+            )
+        return part
 
     def read(index):
         index = tuple(slice(*s.indices(n)) for s, n in zip(index, shape, strict=True))
         if "{}" not in name:
             return np.ascontiguousarray(one(name, index), dtype)
         layers = range(index[0].start, index[0].stop)
-        stacked = np.empty((len(layers), *(s.stop - s.start for s in index[1:])), dtype)
-        for slot, layer in enumerate(layers):
+        # The last first: room is made for as many layers as there are, not as many as are claimed.
+        last = one(name.format(layers[-1]), index[1:])
+        stacked = np.empty((len(layers), *last.shape), dtype)
+        stacked[-1] = last
+        for slot, layer in enumerate(layers[:-1]):
             stacked[slot] = one(name.format(layer), index[1:])
         return stacked
 

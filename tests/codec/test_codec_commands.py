@@ -354,7 +354,7 @@ def test_an_hour_stays_under_two_gigabytes(tmp_path, small_folder):
     code = """
 import resource, sys
 import jax, numpy as np
-from llmcodec_jax.codec.codec import AUV
+from llmcodec_jax.codec.auv.model import AUV
 from llmcodec_jax.codec.inference import Codec
 module = AUV()
 wav = np.zeros((1, 3200), "f4")

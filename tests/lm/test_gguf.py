@@ -107,3 +107,23 @@ def test_unknown_architecture_is_named(model, tmp_path):
     write(tmp_path / "other.gguf", config, params, architecture="gemma3")
     with pytest.raises(ConfigError, match="gemma3"):
         load_lm(tmp_path / "other.gguf")
+
+
+def test_a_damaged_file_is_named(model, tmp_path):
+    """Truncations and flipped bytes, mostly in the description: a model or a named error."""
+    whole = model[2].read_bytes()
+    rng, path, answered = np.random.default_rng(0), tmp_path / "bad.gguf", 0
+    mutants = [whole[:size] for size in (0, 3, 8, 20, 200, 2000, len(whole) // 2, len(whole) - 9)]
+    for position in [*rng.integers(0, 700, 40), *rng.integers(0, len(whole), 8)]:
+        damaged = bytearray(whole)
+        damaged[position] ^= int(rng.integers(1, 256))
+        mutants.append(bytes(damaged))
+    for mutant in mutants:
+        path.write_bytes(mutant)
+        try:
+            load_lm(path, jnp.float32)
+        except ConfigError as error:
+            answered += "bad.gguf" in str(error)
+            continue
+        answered += 1  # a number or a name that changes no shape
+    assert answered == len(mutants)

@@ -134,3 +134,29 @@ def test_weights_that_are_not_finite_are_named(tmp_path):
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(ConfigError, match=r"layers\.1\.mlp\.up_proj\.weight .* not finite"):
         qwen3.load_qwen3(tmp_path)
+
+
+def test_damaged_folders_name_their_file(tmp_path):
+    source = DATA / "llama_tied"
+    damages = {
+        "config.json": [b"", b"{", b"[]", b"\xff\xfe", b'{"model_type": []}'],
+        "model.safetensors": [b"", b"abc", None, b"\xff" * 64],
+    }
+    for name, contents in damages.items():
+        for content in contents:
+            for file in source.iterdir():
+                (tmp_path / file.name).write_bytes(file.read_bytes())
+            whole = (tmp_path / name).read_bytes()
+            (tmp_path / name).write_bytes(whole[: len(whole) // 2] if content is None else content)
+            with pytest.raises(ConfigError, match=name.replace(".", r"\.")):
+                load_lm(tmp_path, jnp.float32)
+
+
+def test_a_description_of_another_model_is_refused(tmp_path):
+    for file in (DATA / "llama_tied").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    for field, value in (("num_hidden_layers", 10**6), ("intermediate_size", 10**7)):
+        (tmp_path / "config.json").write_text(json.dumps(config | {field: value}))
+        with pytest.raises(ConfigError, match=str(tmp_path)):
+            load_lm(tmp_path, jnp.float32)
