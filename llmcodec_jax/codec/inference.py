@@ -50,7 +50,7 @@ class Codec:
         self.batch_size = batch_size or (1 if jax.default_backend() == "cpu" else 8)
         seconds = (math.ceil(s * self.frame_rate) for s in BUCKET_SECONDS)
         self.buckets = tuple(seconds if buckets is None else buckets)
-        self._encode = jax.jit(self._encode_program)
+        self._encode = jax.jit(self._encode_program, static_argnums=3)
         self._decode = jax.jit(self._decode_program)
 
     @property
@@ -94,24 +94,28 @@ class Codec:
         compiled: list[Any] = [self._encode, self._decode]
         return sum(program._cache_size() for program in compiled)
 
-    def encode(self, wav, sample_rate: int | None = None):
+    def encode(self, wav, sample_rate: int | None = None, levels: int | None = None):
         """Audio -> codes int32 [T], T = ceil(N / hop) after resampling; [T, levels] if residual.
 
         `wav`: [N] or [N, channels], float in [-1, 1] or integer PCM; or a list of such arrays of
         any lengths, which gives a list of codes. `sample_rate` in Hz, by default the codec's.
+        `levels`: use the first so many codebooks only, for fewer bits; by default all.
         Raises ValueError for audio that is empty, not finite, or has another number of axes.
         """
+        if levels is not None and not 1 <= levels <= self.levels:
+            raise ValueError(f"{levels} levels asked of a codec with 1 to {self.levels}")
         clips = wav if isinstance(wav, list | tuple) else [wav]
         clips = [self.prepare(clip, sample_rate) for clip in clips]
         results: list = [None] * len(clips)
         for rows in self._groups([-(-len(clip) // self.hop) for clip in clips]):
-            for row, codes in zip(rows, self._encode_rows([clips[r] for r in rows]), strict=True):
+            coded = self._encode_rows([clips[r] for r in rows], levels)
+            for row, codes in zip(rows, coded, strict=True):
                 results[row] = codes
         for row, clip in enumerate(clips):
             if results[row] is None:
                 size = self.buckets[-1] * self.hop
                 blocks = (clip[start : start + size] for start in range(0, len(clip), size))
-                results[row] = np.concatenate(list(self.encode_stream(blocks)))
+                results[row] = np.concatenate(list(self.encode_stream(blocks, levels)))
         return results if isinstance(wav, list | tuple) else results[0]
 
     def decode(self, codes):
@@ -130,14 +134,20 @@ class Codec:
                 results[row] = np.concatenate(list(self.decode_stream(clip)))
         return results if isinstance(codes, list | tuple) else results[0]
 
-    def encode_stream(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    def encode_stream(
+        self, blocks: Iterable[np.ndarray], levels: int | None = None
+    ) -> Iterator[np.ndarray]:
         """Consecutive mono float32 blocks at the codec's rate -> consecutive pieces of codes.
 
         Memory does not grow with the audio's length.
         """
         window = self.buckets[-1]
         return windows.encode(
-            blocks, lambda wav: self._encode_rows([wav])[0], window, self._context, self.hop
+            blocks,
+            lambda wav: self._encode_rows([wav], levels)[0],
+            window,
+            self._context,
+            self.hop,
         )
 
     def decode_stream(self, codes: np.ndarray) -> Iterator[np.ndarray]:
@@ -208,7 +218,7 @@ class Codec:
             for start in range(0, len(rows), self.batch_size):
                 yield rows[start : start + self.batch_size]
 
-    def _encode_rows(self, clips: list[np.ndarray]) -> list[np.ndarray]:
+    def _encode_rows(self, clips: list[np.ndarray], levels: int | None = None) -> list[np.ndarray]:
         """Clips of one bucket -> their codes, in one call."""
         longest = max(-(-len(clip) // self.hop) for clip in clips)
         bucket = next(b for b in self.buckets if longest <= b)
@@ -216,7 +226,7 @@ class Codec:
         length = np.zeros((self.batch_size,), np.int32)
         for row, clip in enumerate(clips):
             wav[row, : len(clip)], length[row] = clip, len(clip)
-        codes = np.asarray(self._encode(self.variables, wav, length))
+        codes = np.asarray(self._encode(self.variables, wav, length, levels))
         return [codes[row, : -(-len(clip) // self.hop)] for row, clip in enumerate(clips)]
 
     def _decode_rows(self, clips: list[np.ndarray]) -> list[np.ndarray]:
@@ -230,8 +240,8 @@ class Codec:
         wav = np.asarray(self._decode(self.variables, codes, frames))
         return [wav[row, : len(clip) * self.hop] for row, clip in enumerate(clips)]
 
-    def _encode_program(self, variables, wav, length):
-        return self.module.apply(variables, wav, length, method="encode").codes
+    def _encode_program(self, variables, wav, length, levels=None):
+        return self.module.apply(variables, wav, length, levels=levels, method="encode").codes
 
     def _decode_program(self, variables, codes, frames):
         mask = jnp.arange(codes.shape[1]) < frames[:, None]

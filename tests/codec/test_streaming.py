@@ -9,6 +9,7 @@ import pytest
 
 from llmcodec_jax import stream as command
 from llmcodec_jax.codec import store
+from llmcodec_jax.codec.inference import Codec
 from llmcodec_jax.codec.streaming import Stream
 from tests.codec.families import EXAMPLES
 from tests.tiny import babble
@@ -56,6 +57,18 @@ def test_clips_shorter_than_the_start_and_fewer_levels(case):
     sound = jax.jit(lambda v, c: codec.apply(v, c, method="decode_codes"))(variables, whole.codes)
     heard = np.concatenate([stream.decode(codes), stream.flush_decoder()])
     np.testing.assert_allclose(heard, sound[0], atol=1e-4)
+
+
+def test_in_use_fewer_levels_are_the_first(case):
+    codec, variables = case
+    ready = Codec(codec, variables, buckets=(16,))
+    wav = babble(21 * codec.hop / codec.sample_rate, 5, codec.sample_rate)
+    pair = [wav, wav[: 9 * codec.hop]]
+    for few, every in zip(ready.encode(pair, levels=2), ready.encode(pair), strict=True):
+        np.testing.assert_array_equal(few, every[:, :2])
+        assert len(ready.decode(few)) == len(few) * codec.hop
+    with pytest.raises(ValueError, match="1 to 3"):
+        ready.encode(wav, levels=4)
 
 
 def test_state_can_be_put_back(case):

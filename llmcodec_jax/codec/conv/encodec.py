@@ -17,7 +17,7 @@ from llmcodec_jax.codec.conv.family import EuclideanCodec, count, size, told
 from llmcodec_jax.codec.conv.residual_vq import ResidualEuclidean
 from llmcodec_jax.codec.conv.rows import ENCODEC, TRANSFORMERS, SEANetRows, euclidean, seanet_sizes
 from llmcodec_jax.codec.conv.seanet import SEANetConfig, SEANetDecoder, SEANetEncoder
-from llmcodec_jax.codec.layout import Tensor
+from llmcodec_jax.codec.layout import LayoutError, Tensor
 
 NORMS = {"weight_norm": "weight", "time_group_norm": "group"}
 PAD_MODES = {"constant": "zero", "zero": "zero", "reflect": "reflect", "replicate": "replicate"}
@@ -165,6 +165,8 @@ def from_published(
     fields |= {ours: config[theirs] for theirs, ours in CONFIG.items() if theirs in config}
     if config.get("pad_mode") in PAD_MODES:
         fields["pad_mode"] = PAD_MODES[config["pad_mode"]]
+    if config.get("audio_channels", 1) != 1 or fields["norm"] == "group":
+        raise LayoutError("a stereo EnCodec (48 kHz) is not read: only mono ones, as 24 kHz")
     codec = EnCodec(**fields)
     return codec, layout.to_variables(tensor_table(codec, _names(shapes)), tensors)
 
