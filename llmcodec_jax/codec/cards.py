@@ -8,9 +8,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
-
 from llmcodec_jax.codec import hub, registry, store
+from llmcodec_jax.types import Codec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Card:
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # other than its defaults
 
     @functools.cached_property
-    def module(self) -> nn.Module:
+    def module(self) -> Codec:
         """The architecture, without weights."""
         return registry.family(self.family).module(**self.fields)
 
