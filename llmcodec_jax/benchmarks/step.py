@@ -53,14 +53,14 @@ def a_batch(config: RunConfig, vocabulary: int) -> Batch:
     rng, clips = np.random.default_rng(0), config.data.batch_size
     shape = (clips, config.clip_samples)
     envelope = 0.1 * np.sin(np.arange(shape[1]) / config.codec.sample_rate * 9) ** 2
-    whole = functools.partial(np.full, (clips,), dtype=np.int32)
+    whole = functools.partial(jnp.full, (clips,), dtype=jnp.int32)
     return Batch(
-        wav=(envelope * rng.standard_normal(shape)).astype(np.float32),
+        wav=jnp.asarray(envelope * rng.standard_normal(shape), jnp.float32),
         wav_length=whole(shape[1]),
-        text_ids=rng.integers(0, vocabulary, (clips, config.data.max_text)).astype(np.int32),
+        text_ids=jnp.asarray(rng.integers(0, vocabulary, (clips, config.data.max_text)), jnp.int32),
         text_length=whole(config.data.max_text),
         domain=whole(0),
-        example_id=np.arange(clips, dtype=np.uint32),
+        example_id=jnp.arange(clips, dtype=jnp.uint32),
     )
 
 

@@ -41,7 +41,7 @@ def options(cls: Any) -> dict[str, dataclasses.Field]:
     return {f.name: f for f in dataclasses.fields(cls) if f.name not in of_flax}
 
 
-def defaults(cls: type) -> dict[str, Any]:
+def defaults(cls: Any) -> dict[str, Any]:
     """{field: default} of a dataclass, sections as nested dicts; required fields are left out."""
     found: dict[str, Any] = {}
     for name, field in options(cls).items():
