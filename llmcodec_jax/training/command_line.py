@@ -11,6 +11,7 @@ import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -61,11 +62,17 @@ def _config_path(argv: list[str]) -> str | None:
 
 def unknown_field(argv: list[str]) -> str | None:
     """What to say of the first --config.a.b in `argv` that the config does not have."""
-    config = flags.FLAGS["config"].parser.parse(_config_path(argv))
+    path = _config_path(argv)
+    if path is None:
+        return None
+    config = flags.FLAGS["config"].parser.parse(path)
     for word in argv:
         given = re.match(r"--?config\.([\w.]+)", word)
-        here, found = config, []
-        for name in given[1].split(".") if given else ():
+        if given is None:
+            continue
+        here: Any = config
+        found: list[str] = []
+        for name in given[1].split("."):
             fields = list(here.keys()) if hasattr(here, "keys") else []
             if name not in fields:
                 near = difflib.get_close_matches(name, fields, 1)
@@ -120,7 +127,7 @@ def setup_logging() -> None:
     handler = _BarSafeHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     ours = logging.getLogger("llmcodec_jax")
-    ours.handlers, ours.propagate = [handler], False
+    ours.handlers[:], ours.propagate = [handler], False
     ours.setLevel(logging.INFO)
     absl_logging.set_verbosity(absl_logging.WARNING)
 
