@@ -78,7 +78,7 @@ def r1_penalty(
     # The gradient's squared length is the score's slope along the gradient. Held fixed as a
     # direction, that slope has half the length's derivative, and it is a forward derivative: what
     # is differentiated again are the network's own convolutions and not their transposes, whose
-    # derivatives run tenfold slower on CPUs.
+    # derivatives run several times slower on CPUs.
     wav = _float(wav)
     direction = jax.lax.stop_gradient(jax.grad(signed_score)(wav))
     _, slope = jax.jvp(signed_score, (wav,), (direction,))

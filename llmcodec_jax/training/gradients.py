@@ -105,7 +105,7 @@ def codec_forward(method: Method, phase: Phase, state: TrainState, lm_params, ba
                 output=output,
                 batch=batch,
                 bank=state.bank,
-                code_share=state.code_share,
+                code_share=state.code_shares,
                 key=stream(key, step, "bridge"),
                 gate=method.schedule.codec_gate(step),
                 temperature=method.schedule.temperature(step),

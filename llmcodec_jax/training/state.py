@@ -26,10 +26,15 @@ class TrainState:
     opt_state: Any
     discriminator_opt_state: Any
     bank: Bank | None  # negatives of the contrastive loss
-    code_share: jax.Array  # float32 [Q, V], running share of each code (decay 0.99)
+    code_share: jax.Array  # float32 [V], [Q, V] with several levels: running share (decay 0.99)
     skipped: jax.Array  # int32 [], non-finite updates so far
     bad_streak: jax.Array  # int32 [], non-finite updates in a row
     key: jax.Array  # uint32 [2], the root key: never changes
+
+    @property
+    def code_shares(self) -> jax.Array:
+        """`code_share` as [Q, V] with one level too."""
+        return self.code_share.reshape(-1, self.code_share.shape[-1])
 
 
 def stream(key, step, name: str) -> jax.Array:
@@ -64,6 +69,7 @@ def init_params(method: Method, lm_params, key) -> tuple[dict, dict]:
 def init_state(method: Method, lm_params, seed: int) -> TrainState:
     """The state before the first step; jit it (or `jax.eval_shape` it) to build it sharded."""
     key, codec = jax.random.key(seed), method.codec
+    levels = (codec.levels,) if codec.levels > 1 else ()
     params, batch_stats = init_params(method, lm_params, stream(key, 0, "init"))
     discriminator: Any = {}
     discriminator_opt_state: Any = ()
@@ -86,7 +92,7 @@ def init_state(method: Method, lm_params, seed: int) -> TrainState:
         opt_state=optimiser(params, method.groups, method.schedule).init(params),
         discriminator_opt_state=discriminator_opt_state,
         bank=bank,
-        code_share=jnp.zeros((codec.levels, codec.codebook_size), jnp.float32),
+        code_share=jnp.zeros((*levels, codec.codebook_size), jnp.float32),
         skipped=jnp.zeros((), jnp.int32),
         bad_streak=jnp.zeros((), jnp.int32),
         key=jax.random.key_data(key),

@@ -231,13 +231,14 @@ def train_step(
     if gradients.text is not None and state.bank is not None:
         changes["bank"] = enqueue(state.bank, *gradients.text)
     decay = CODE_SHARE_DECAY
-    changes["code_share"] = state.code_share * decay + gradients.histogram * (1 - decay)
+    counted = gradients.histogram.reshape(state.code_share.shape)
+    changes["code_share"] = state.code_share * decay + counted * (1 - decay)
     # One scalar for all leaves: behind a barrier, lest it be computed again in each leaf's kernel.
     moved = (changes["params"], changes.get("discriminator"), changes["batch_stats"])
     ok = jax.lax.optimization_barrier(metrics.finite((report, sizes, moved)))
     after = accept(state, dataclasses.replace(state, **changes), ok)
     report |= {f"grad_norm/{name}": size for name, size in sizes.items()}
-    report |= {f"codes/{k}": v for k, v in metrics.code_statistics(after.code_share).items()}
+    report |= {f"codes/{k}": v for k, v in metrics.code_statistics(after.code_shares).items()}
     report |= {"skipped": after.skipped, "bad_streak": after.bad_streak}
     return after, report
 
@@ -257,7 +258,7 @@ def eval_step(state: TrainState, lm_params, batch: Batch, *, method: Method) -> 
             output=output,
             batch=batch,
             bank=state.bank,
-            code_share=state.code_share,
+            code_share=state.code_shares,
             key=stream(jax.random.wrap_key_data(state.key), 0, "eval"),
             gate=0.0,
             temperature=method.schedule.temperature_end,

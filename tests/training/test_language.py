@@ -88,7 +88,15 @@ def test_target_gradient_changes_the_codec_alone(lm):  # noqa: F811
             variables = {"params": params["codec"], "batch_stats": state.batch_stats}
             output = method.codec.apply(variables, batch.wav, batch.wav_length, method="encode")
             branch = Branch(
-                params, lm, output, batch, state.bank, state.code_share, jax.random.key(0), 1.0, 0.5
+                params,
+                lm,
+                output,
+                batch,
+                state.bank,
+                state.code_shares,
+                jax.random.key(0),
+                1.0,
+                0.5,
             )
             losses, _ = language_losses(method, branch)
             return losses["ftp/1"][0] + losses["ftp/2"][0]
@@ -138,7 +146,7 @@ def test_gate_and_detach_spare_the_whole_codec_its_codebook_too(lm, logits):  # 
             output = method.codec.apply(variables, batch.wav, batch.wav_length, method="encode")
             branch = Branch(
                 state.params | {"codec": codec}, lm, output, batch, state.bank,
-                state.code_share, jax.random.key(0), gate, 1.0,
+                state.code_shares, jax.random.key(0), gate, 1.0,
             )  # fmt: skip
             losses, _ = language_losses(method, branch)
             return losses["ftp/1"][0] + losses["bridge"][0]
