@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -75,7 +76,7 @@ CARDS = (
         "encodec_24khz",
         "hf:facebook/encodec_24khz",
         "encodec",
-        "MIT (of the repository; the Hub's card names none)",
+        "MIT, by its repository",
         "github.com/facebookresearch/encodec",
         f"{PARITY}; bits kept both ways; also its authors' `.th`; padding exact",
     ),
@@ -111,6 +112,7 @@ CARDS = (
 )
 """By family; the shipped codec has a card of its own (docs/mini.md)."""
 
+LINE = 118  # characters a line of the documentation
 COLUMNS = "codec family rate frames/s codes bit/s parameters streams licence here".split()
 
 
@@ -138,5 +140,8 @@ def markdown() -> str:
     for card in CARDS:
         codec, *cells = row(card)[:-1]
         lines.append("| " + " | ".join([f"`{codec}`", *cells]) + " |")
-    notes = [f"- **{card.name}** ({card.source}): {card.note}." for card in CARDS]
+    wrap = textwrap.TextWrapper(
+        LINE, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False
+    )
+    notes = [wrap.fill(f"- **{card.name}** ({card.source}): {card.note}.") for card in CARDS]
     return "\n".join([*lines, "", *notes])
