@@ -79,16 +79,18 @@ def measure(codec: nn.Module, variables, batch: int, seconds: float, repeats: in
     }
 
 
-def measure_stream(codec: nn.Module, variables, seconds: float, repeats: int) -> list[float]:
-    """CPU seconds that a second of audio takes there and back, frame by frame, for each repeat."""
+def measure_stream(
+    codec: nn.Module, variables, seconds: float, repeats: int, frames: int
+) -> list[float]:
+    """CPU seconds that a second of audio takes there and back, `frames` at a time, by repeat."""
     samples = int(seconds * codec.sample_rate) // codec.hop * codec.hop
     wav = 0.1 * np.random.default_rng(0).standard_normal(samples).astype(np.float32)
-    stream, factors = Stream(codec, variables), []
+    stream, factors = Stream(codec, variables, frames), []
     stream.decode(stream.encode(wav))  # compiles both kinds of step
     for _ in range(repeats):
         stream.reset()
         busy = time.process_time()
-        for chunk in wav.reshape(-1, codec.hop):
+        for chunk in np.split(wav, range(frames * codec.hop, samples, frames * codec.hop)):
             stream.decode(stream.encode(chunk))
         factors.append((time.process_time() - busy) * codec.sample_rate / samples)
     return factors
@@ -105,7 +107,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=4.0, help="length of a clip")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--stream", action="store_true", help="also frame by frame")
+    parser.add_argument("--stream", action="store_true", help="also in chunks")
+    parser.add_argument("--frames", type=int, default=1, help="of a chunk")
     args = parser.parse_args(argv)
     if args.codec:
         codec, variables = store.load(args.codec)
@@ -127,10 +130,10 @@ def main(argv: list[str] | None = None) -> int:
             flush=True,
         )
     if args.stream:
-        factors = measure_stream(codec, variables, args.seconds, args.repeats)
+        factors = measure_stream(codec, variables, args.seconds, args.repeats, args.frames)
         print(
-            f"stream, one frame at a time: {min(factors):.3f} CPU seconds per second of audio "
-            f"(median {statistics.median(factors):.3f})"
+            f"stream, {args.frames} frames at a time: {min(factors):.3f} CPU seconds per second "
+            f"of audio (median {statistics.median(factors):.3f})"
         )
     return 0
 
