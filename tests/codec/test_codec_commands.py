@@ -252,7 +252,8 @@ def test_long_files_are_streamed(tmp_path, small, monkeypatch):
 
 def test_streamed_resampling_is_whole_resampling(tmp_path, monkeypatch):
     soundfile.write(tmp_path / "x.flac", sound(300_000), 44_100)
-    whole = encode.read(tmp_path / "x.flac", 16_000)
+    work = encode.jobs.plan(tmp_path / "x.flac", tmp_path, ".npz", (".flac",), False)
+    whole = encode.read(tmp_path / "x.flac", 16_000, work)
     monkeypatch.setattr(encode, "BLOCK", 0.9)
     streamed = np.concatenate(list(encode.stream(tmp_path / "x.flac", 16_000)))
     assert abs(len(streamed) - len(whole)) <= 1
