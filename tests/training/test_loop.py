@@ -43,6 +43,7 @@ class Method:
     total_steps: int = 10
     bad: tuple[int, ...] = ()
     max_bad_steps: int = 3
+    lm: None = None
 
     @property
     def schedule(self):
