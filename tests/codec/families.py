@@ -47,3 +47,6 @@ EXAMPLES = {
 }
 # fmt: on
 """A family's name, or that and "_WHAT" for another of its forms -> module."""
+
+QUICK = ("auv", "toy", "encodec", "wavtokenizer")
+"""One of each kind, tested by default; the others are compiled by `pytest -m slow`."""

@@ -17,7 +17,7 @@ from llmcodec_jax.codec.search import search_logits
 from llmcodec_jax.codec.tokens import Tokens
 from llmcodec_jax.evaluation.streams import from_token_files as read_streams
 from llmcodec_jax.types import CodecOutput
-from tests.codec.families import EXAMPLES
+from tests.codec.families import EXAMPLES, QUICK
 from tests.codec.toy_codec import TOY
 from tests.tiny import babble
 
@@ -72,7 +72,10 @@ class Case:
         return self.run("encode", self.wav, self.lengths)
 
 
-@pytest.fixture(scope="module", params=EXAMPLES)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in EXAMPLES],
+)
 def case(request):
     return Case(request.param)
 

@@ -314,7 +314,7 @@ def test_prepare_command_with_worker_processes(tmp_path):
         text=True,
         check=False,
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "codec ('flac', now 'opus')" in done.stderr
     assert "Traceback" not in done.stderr
 

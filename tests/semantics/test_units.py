@@ -44,7 +44,8 @@ def test_the_command_makes_units_that_encode_like_a_codec(encoder, clips, tmp_pa
     assert 0 <= codes.min() <= codes.max() < made.codebook_size == 6
     both = made.encode([wav, babble(2.5, 3)], RATE)
     np.testing.assert_array_equal(both[0], codes)
-    stream = streams.from_codec(made, clips)
+    stream, left_out = streams.from_codec(made, clips)
+    assert not left_out
     assert stream.codebook_size == 6
     assert stream.tokens_per_second == 50
     with pytest.raises(ValueError, match="carry no sound"):
