@@ -19,7 +19,6 @@ from llmcodec_jax.evaluation.reports import EvaluationError
 
 def score_reconstruction(args: argparse.Namespace) -> int:
     """The six Codec-SUPERB metrics of a folder of estimates, or of a codec."""
-    from llmcodec_jax.codec import store
     from llmcodec_jax.evaluation import reconstruction
 
     if (args.estimate is None) == (args.codec is None):
@@ -30,7 +29,7 @@ def score_reconstruction(args: argparse.Namespace) -> int:
         codec = _codec(args.codec)
         code, source = (
             reconstruction.codec_coder(codec),
-            store.digest(codec.module, codec.variables),
+            codec.digest,
         )
     report = reconstruction.evaluate(
         reconstruction.match_folders(args.reference, args.estimate),
