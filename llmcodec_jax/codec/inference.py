@@ -88,6 +88,19 @@ class Codec:
         """Which codec this is: equal for equal parameters, whatever file they came from."""
         return store.digest(self.module, self.variables)
 
+    def describe(self) -> dict[str, Any]:
+        """What pages and exported folders say of the codec, as plain JSON values."""
+        return {
+            "architecture": self.architecture,
+            "digest": self.digest,
+            "sample_rate": self.sample_rate,
+            "hop": self.hop,
+            "frame_rate": self.frame_rate,
+            "codebook_size": self.codebook_size,
+            "levels": self.levels,
+            "bits_per_second": self.frame_rate * self.levels * math.log2(self.codebook_size),
+        }
+
     @property
     def compilations(self) -> int:
         """Programs compiled so far."""

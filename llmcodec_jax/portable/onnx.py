@@ -81,14 +81,7 @@ def describe(codec: Codec, name: str) -> dict[str, Any]:
     codes = ["batch", "frames"] if codec.levels == 1 else ["batch", "frames", codec.levels]
     return {
         "name": name,
-        "architecture": codec.architecture,
-        "digest": codec.digest,
-        "sample_rate": codec.sample_rate,
-        "hop": codec.hop,
-        "frame_rate": codec.frame_rate,
-        "codebook_size": codec.codebook_size,
-        "levels": codec.levels,
-        "bits_per_second": codec.frame_rate * codec.levels * float(np.log2(codec.codebook_size)),
+        **codec.describe(),
         "min_samples": 2 * codec.hop,
         "opset": OPSET,
         "encoder": {"wav": ["float32", ["batch", "samples"]], "codes": ["int32", codes]},

@@ -25,7 +25,6 @@ from flax.traverse_util import flatten_dict
 from llmcodec_jax import audio, files
 from llmcodec_jax.codec.inference import Codec
 from llmcodec_jax.codec.layout import LayoutError
-from llmcodec_jax.portable.onnx import describe
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 FORMAT = 1
@@ -46,12 +45,10 @@ def export(codec: Codec, name: str, output: Path, buckets: Sequence[int] = BUCKE
                 partial.write_bytes(exported.serialize())
     with files.replacing(output / "weights.safetensors") as partial:
         partial.write_bytes(safetensors.numpy.save(weights))
-    about = describe(codec, name)
-    kept = {key: about[key] for key in ("name", "architecture", "digest", "sample_rate", "hop",
-            "frame_rate", "codebook_size", "levels", "bits_per_second")}  # fmt: skip
+    about = {"name": name, **codec.describe(), "stablehlo": FORMAT}
     versions = {"jax": jax.__version__, "platforms": PLATFORMS, "buckets": tuple(buckets)}
     with files.replacing(output / "codec.json") as partial:
-        partial.write_text(json.dumps(kept | {"stablehlo": FORMAT} | versions, indent=2) + "\n")
+        partial.write_text(json.dumps(about | versions, indent=2) + "\n")
 
 
 def _programs(codec: Codec, frames: int):

@@ -39,21 +39,6 @@ class RequestError(ValueError):
     """A request that cannot be answered; the message is for the person at the page."""
 
 
-def describe(name: str, codec: Codec) -> dict:
-    """What the page shows of a codec, and what its token files say."""
-    return {
-        "name": name,
-        "sample_rate": codec.sample_rate,
-        "frame_rate": codec.frame_rate,
-        "hop": codec.hop,
-        "codebook_size": codec.codebook_size,
-        "levels": codec.levels,
-        "bits_per_second": codec.frame_rate * codec.levels * float(np.log2(codec.codebook_size)),
-        "architecture": codec.architecture,
-        "digest": codec.digest,
-    }
-
-
 class PageServer(ThreadingHTTPServer):
     """Serves the page for codecs by name; one request at a time reaches a codec."""
 
@@ -62,7 +47,7 @@ class PageServer(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], codecs: Mapping[str, Codec]):
         """`address`: (host, port), port 0 for a free one. Raises OSError where it is taken."""
         self.codecs = dict(codecs)
-        self.descriptions = [describe(name, codec) for name, codec in codecs.items()]
+        self.descriptions = [{"name": n, **c.describe()} for n, c in codecs.items()]
         self.computing = threading.Lock()
         super().__init__(address, Handler)
         self.loopback_only = address[0] in LOOPBACK
