@@ -23,18 +23,21 @@ same = lambda a, b, tol=1e-5: [np.testing.assert_allclose(x, y, atol=tol)
                                for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
 
 # Alignment: three batches through a small bank, items without text scattered over the devices.
+# Every batch has texts of its own: the same states under another hash would tie with the item's
+# own text, and the last bit of a sum would decide who is retrieved.
 keys = jax.random.split(jax.random.key(0), 8)
-audio, text = (jax.random.normal(k, (2, 16, 8)) for k in keys[:2])
+audio = jax.random.normal(keys[0], (2, 16, 8))
+texts = jax.random.normal(keys[1], (3, 2, 16, 8))
 hashes = jnp.arange(16, dtype=jnp.uint32) % 11
 valid = jax.random.bernoulli(keys[2], 0.6, (16,))
-def run(audio, text, hashes, valid):
+def run(audio, texts, hashes, valid):
     bank, total = init_bank(2, 20, 8), []
-    for turn in range(3):
+    for turn, text in enumerate(texts):
         total.append(alignment(audio, text, hashes + turn, valid, bank))
         bank = enqueue(bank, text, hashes + turn, valid)
     return bank, total
-one = jax.jit(run)(audio, text, hashes, valid)
-eight = jax.jit(run)(split(audio, 1), split(text, 1), split(hashes), split(valid))
+one = jax.jit(run)(audio, texts, hashes, valid)
+eight = jax.jit(run)(split(audio, 1), split(texts, 2), split(hashes), split(valid))
 same(one, eight)
 np.testing.assert_array_equal(one[0].text_hash, eight[0].text_hash)
 
