@@ -15,8 +15,8 @@ import numpy as np
 import soundfile
 import soxr
 
-from llmcodec_jax import files
 from llmcodec_jax.errors import UserError
+from llmcodec_jax.ops import files
 
 logger = logging.getLogger(__name__)
 

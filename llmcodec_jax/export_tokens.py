@@ -18,9 +18,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from llmcodec_jax import files
 from llmcodec_jax.codec import jobs, tokens
 from llmcodec_jax.errors import answer_errors
+from llmcodec_jax.ops import files
 
 ROWS = 1000  # a Parquet row group
 

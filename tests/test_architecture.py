@@ -13,7 +13,7 @@ NAME = PACKAGE.name
 ROOT_MODULES = 20
 
 LAYERS = (
-    {"types", "errors", "files", "ops", "audio", "hardware", "pages"},
+    {"types", "errors", "ops", "audio", "hardware", "pages"},
     {"codec", "bridge", "lm", "discriminators", "losses", "data", "semantics"},
     {"training", "evaluation"},
     {"compiling"},

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from llmcodec_jax import files
+from llmcodec_jax.ops import files
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):

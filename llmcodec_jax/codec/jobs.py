@@ -15,8 +15,9 @@ from typing import Any
 
 import soundfile
 
-from llmcodec_jax import audio, files
+from llmcodec_jax import audio
 from llmcodec_jax.codec.tokens import TokenError
+from llmcodec_jax.ops import files
 
 
 @dataclasses.dataclass

@@ -20,9 +20,10 @@ import safetensors
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from llmcodec_jax import files, types
+from llmcodec_jax import types
 from llmcodec_jax.codec import hub, layout, registry, torch_file
 from llmcodec_jax.codec.layout import LayoutError
+from llmcodec_jax.ops import files
 
 CONFIG_NAME, WEIGHTS_NAME = "codec.json", "codec.safetensors"
 HF_CONFIG_NAME, HF_WEIGHTS_NAMES = "config.json", ("model.safetensors", "pytorch_model.bin")

@@ -30,8 +30,8 @@ from typing import Any
 
 import numpy as np
 
-from llmcodec_jax import files
 from llmcodec_jax.errors import UserError
+from llmcodec_jax.ops import files
 
 MAX_BYTES = 1 << 28  # of one field, decompressed: 64 million codes, 15 days at 50 a second
 MAX_FIELDS = 64

@@ -19,7 +19,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from llmcodec_jax import files
 from llmcodec_jax.codec.torch_pickle import (
     DTYPES,
     Storage,
@@ -27,6 +26,7 @@ from llmcodec_jax.codec.torch_pickle import (
     TorchFileError,
     describe,
 )
+from llmcodec_jax.ops import files
 
 STORAGES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_DESCRIPTION = 1 << 24  # bytes of data.pkl: a description, not the weights

@@ -21,10 +21,10 @@ import numpy as np
 import soundfile
 from array_record.python import array_record_module
 
-from llmcodec_jax import files
 from llmcodec_jax.audio import AudioError
 from llmcodec_jax.data.records import EncodedSound, Record
 from llmcodec_jax.data.shards import ShardReader
+from llmcodec_jax.ops import files
 from llmcodec_jax.types import DOMAINS
 
 MAGIC = b"LCA1"

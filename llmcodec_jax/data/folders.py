@@ -7,10 +7,11 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from llmcodec_jax import audio, files
+from llmcodec_jax import audio
 from llmcodec_jax.audio import AudioError
 from llmcodec_jax.data.records import EncodedSound, Record, Word, read_text
 from llmcodec_jax.data.words import ALIGNMENT, read_alignment, read_words
+from llmcodec_jax.ops import files
 from llmcodec_jax.types import DOMAINS
 
 logger = logging.getLogger(__name__)

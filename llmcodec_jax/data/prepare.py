@@ -23,12 +23,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from llmcodec_jax import files
 from llmcodec_jax.audio import AudioError, resample
 from llmcodec_jax.data.arrayrecords import CODECS, SUFFIX, pack, shard_writer
 from llmcodec_jax.data.records import Source, stable_hash
 from llmcodec_jax.data.sources import open_source
 from llmcodec_jax.errors import UsageError, answer_errors
+from llmcodec_jax.ops import files
 
 PLAN = "prepare.json"
 

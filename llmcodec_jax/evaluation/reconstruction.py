@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from llmcodec_jax import audio, files
+from llmcodec_jax import audio
 from llmcodec_jax.data.records import stable_hash
 from llmcodec_jax.evaluation import additional, codec_superb, whisper
 from llmcodec_jax.evaluation.reports import (
@@ -26,6 +26,7 @@ from llmcodec_jax.evaluation.reports import (
     write_json,
 )
 from llmcodec_jax.evaluation.sampling import from_every_folder
+from llmcodec_jax.ops import files
 
 
 @dataclasses.dataclass(frozen=True)

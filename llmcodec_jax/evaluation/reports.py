@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from llmcodec_jax import files
 from llmcodec_jax.errors import UsageError
+from llmcodec_jax.ops import files
 
 
 class EvaluationError(UsageError):

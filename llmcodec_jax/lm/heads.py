@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from llmcodec_jax import files
+from llmcodec_jax.ops import files
 
 HEADS_NAME = "ftp_heads.safetensors"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from llmcodec_jax import files
+from llmcodec_jax.ops import files
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; --accent: #2563eb; }

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import numpy as np
 
-from llmcodec_jax import audio, files
+from llmcodec_jax import audio
 from llmcodec_jax.codec.auv.model import AUV
 from llmcodec_jax.codec.inference import Codec
+from llmcodec_jax.ops import files
 from llmcodec_jax.portable import auv
 from llmcodec_jax.portable.graph import OPSET, Graph, GraphError
 

@@ -22,9 +22,10 @@ import safetensors
 import safetensors.numpy
 from flax.traverse_util import flatten_dict
 
-from llmcodec_jax import audio, files
+from llmcodec_jax import audio
 from llmcodec_jax.codec.inference import Codec
 from llmcodec_jax.codec.layout import LayoutError
+from llmcodec_jax.ops import files
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 FORMAT = 1

@@ -24,9 +24,10 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from llmcodec_jax import audio, files
+from llmcodec_jax import audio
 from llmcodec_jax.codec.layout import LayoutError
 from llmcodec_jax.errors import UserError, answer_errors
+from llmcodec_jax.ops import files
 from llmcodec_jax.semantics import published
 from llmcodec_jax.semantics.encoder import SpeechEncoder
 

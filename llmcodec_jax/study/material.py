@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from llmcodec_jax import audio, files
+from llmcodec_jax import audio
 from llmcodec_jax.codec.tokens import vocabulary_index
 from llmcodec_jax.data.sources import open_mixture
 from llmcodec_jax.errors import UsageError
 from llmcodec_jax.evaluation.sampling import by_hash
 from llmcodec_jax.evaluation.streams import StartEncoder, Streams, encode_starts
+from llmcodec_jax.ops import files
 from llmcodec_jax.types import DOMAINS
 
 HELD_OUT = "heldout/"

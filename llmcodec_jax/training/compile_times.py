@@ -9,8 +9,8 @@ import time
 
 import jax
 
-from llmcodec_jax import files
 from llmcodec_jax.data.cache import cache_dir
+from llmcodec_jax.ops import files
 
 logger = logging.getLogger(__name__)
 

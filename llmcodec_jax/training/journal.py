@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from llmcodec_jax import files
+from llmcodec_jax.ops import files
 
 logger = logging.getLogger(__name__)
 

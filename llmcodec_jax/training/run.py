@@ -14,7 +14,6 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from llmcodec_jax import files
 from llmcodec_jax.codec import store
 from llmcodec_jax.codec.quantizer import grow_codebook
 from llmcodec_jax.data.batches import Batches
@@ -26,6 +25,7 @@ from llmcodec_jax.data.sources import open_mixture
 from llmcodec_jax.errors import UsageError, UserError
 from llmcodec_jax.lm.load import load_lm
 from llmcodec_jax.lm.weights import digest
+from llmcodec_jax.ops import files
 from llmcodec_jax.training import distributed, journal, loop, report, sharding
 from llmcodec_jax.training.checkpoint import CONFIG_NAME, Checkpoints
 from llmcodec_jax.training.config import RunConfig, read_config

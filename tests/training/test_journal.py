@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import pytest
 
-from llmcodec_jax import files
+from llmcodec_jax.ops import files
 from llmcodec_jax.training import journal
 from llmcodec_jax.training.journal import Journal, read_rows, to_json
 
