@@ -127,7 +127,9 @@ def measure_tokens(args: argparse.Namespace) -> int:
     if args.reconstruction:
         metrics = json.loads(Path(args.reconstruction).read_text())["mean"]
     encode_start, failed = None, {}
-    if any(Path(args.codec).glob("**/*.npz")) and not args.data:
+    if args.codec.startswith("tokens:"):
+        tokens = streams.from_table(args.codec.removeprefix("tokens:"))
+    elif any(Path(args.codec).glob("**/*.npz")) and not args.data:
         tokens = streams.from_token_files(Path(args.codec), args.codebook_size)
     else:
         if args.data is None:
@@ -228,7 +230,9 @@ def _token_lm_parser(commands) -> None:
         "runs of the same protocol options on the same clips.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--codec", required=True, help="a codec, or a folder of .npz token files")
+    parser.add_argument(
+        "--codec", required=True, help="a codec, a folder of .npz token files, or tokens:TABLE"
+    )
     parser.add_argument("--data", help="folder of clips to encode (not needed for token files)")
     parser.add_argument("--output", default="token_lm.json", help="where the report goes")
     parser.add_argument("--codebook-size", type=int, help="of token files; else the largest code")

@@ -4,7 +4,7 @@
 
 One row a clip, in path order: `id` (path below the folder, without suffix), `codes` (the numbers i
 of `<CODEC_i>`), `num_frames`, `num_samples`, `sample_rate`, `levels`, `codebook_size`, `codec`
-(digest of the codec that made them) and with --text `text`, the codes written as
+(digest of the codec that made them), `hop` and with --text `text`, the codes written as
 `<CODEC_12><CODEC_7>...`. `datasets.load_dataset("json" | "parquet", ...)` opens it.
 """
 
@@ -21,9 +21,6 @@ from tqdm import tqdm
 from llmcodec_jax.codec import jobs, tokens
 from llmcodec_jax.errors import answer_errors
 from llmcodec_jax.ops import files
-
-ROWS = 1000  # a Parquet row group
-
 
 FIELDS = ("sample_rate", "levels", "codebook_size", "codec")
 """In which all rows of a table agree: numbers of two codecs must not stand in one column."""
@@ -61,6 +58,7 @@ def rows(work: jobs.Work, root: Path, codebook_size: int | None, text: bool) -> 
             "levels": clip.levels,
             "codebook_size": size,
             "codec": clip.codec,
+            "hop": clip.hop,
         }
         if text:
             row["text"] = "".join(f"<CODEC_{number}>" for number in numbers)
@@ -75,21 +73,9 @@ def write_jsonl(path: Path, table: Iterator[dict]) -> None:
 
 
 def write_parquet(path: Path, table: Iterator[dict], text: bool) -> None:
-    import pyarrow as pa
-    from pyarrow import parquet
+    from llmcodec_jax.data import token_table
 
-    fields = {"id": pa.string(), "codes": pa.list_(pa.int32()), "num_frames": pa.int64()}
-    fields |= {"num_samples": pa.int64(), "sample_rate": pa.int32()}
-    fields |= {"levels": pa.int32(), "codebook_size": pa.int32(), "codec": pa.string()}
-    schema = pa.schema(fields | ({"text": pa.string()} if text else {}))
-    with parquet.ParquetWriter(path, schema) as writer:
-        group = []
-        for row in table:
-            group.append(row)
-            if len(group) == ROWS:
-                writer.write_table(pa.Table.from_pylist(group, schema))
-                group = []
-        writer.write_table(pa.Table.from_pylist(group, schema))
+    token_table.write(path, table, token_table.schema(origin=False, text=text))
 
 
 @answer_errors

@@ -133,6 +133,17 @@ def from_token_files(folder: Path, codebook_size: int | None = None) -> Streams:
     return Streams(clips, codebook_size, levels[0] if levels else 1, frame_rate)
 
 
+def from_table(path: str) -> Streams:
+    """Reads a token table (`data.token_table`), the `tokens:PATH` of `encode --engine`."""
+    from llmcodec_jax.data.token_table import TokenTable
+
+    table = TokenTable(path)
+    if table.codebook_size is None:
+        raise EvaluationError(f"{path}: does not say how many codes the codec has")
+    clips = dict(tqdm(table, "reading", unit="clip", total=len(table), disable=None))
+    return Streams(clips, table.codebook_size, table.levels, table.frame_rate)
+
+
 def _name(path: Path, folder: Path) -> str:
     return path.relative_to(folder).with_suffix("").as_posix()
 
