@@ -23,6 +23,8 @@ from llmcodec_jax.errors import UsageError, UserError
 logger = logging.getLogger(__name__)
 
 _CANDIDATES = 64  # records tried for one place before the data is declared unusable
+_BEDS = ("music", "audio")  # domains whose recordings may lie beneath others
+_COMPANIONS = 4  # recordings tried for what lies beneath
 _ENDLESS = 2**40  # batches: grain wants a length
 
 
@@ -57,6 +59,7 @@ class Batches:
         self.parts, self.maker, self.seed, self.start = tuple(parts), maker, seed, start
         self.batch_size, self.local_size = batch_size, batch_size // process_count
         self._offset = process_index * self.local_size
+        self._beds = [p for p in self.parts if p.domain in _BEDS]
         self._order = _order([len(part.source) for part in parts], [p.weight for p in parts], seed)
 
     def __len__(self) -> int:
@@ -82,7 +85,14 @@ class Batches:
         for _ in range(_CANDIDATES):
             try:
                 record = part.source.record(index)
-                return self.maker.make(record, rng, part.domain_index(record), part.source.label)
+                return self.maker.make(
+                    record,
+                    rng,
+                    part.domain_index(record),
+                    part.source.label,
+                    overlap=functools.partial(self._companion, [part], skipped),
+                    bed=functools.partial(self._companion, self._beds, skipped),
+                )
             except AudioError as error:
                 skipped.append(str(error))
                 index = int(rng.integers(len(part.source)))
@@ -90,6 +100,19 @@ class Batches:
             f"{part.source.label}: {_CANDIDATES} records in a row are unusable, such as:\n  "
             + "\n  ".join(skipped[-5:])
         )
+
+    def _companion(
+        self, parts: Sequence[Part], skipped: list[str], rng: np.random.Generator
+    ) -> np.ndarray | None:
+        """A crop of any recording of `parts`; None where none can be read."""
+        for _ in range(_COMPANIONS if parts else 0):
+            part = parts[int(rng.integers(len(parts)))]
+            try:
+                record = part.source.record(int(rng.integers(len(part.source))))
+                return self.maker.crop(record, rng)[0]
+            except AudioError as error:
+                skipped.append(str(error))
+        return None
 
 
 def _order(lengths: list[int], weights: list[float], seed: int) -> grain.MapDataset:

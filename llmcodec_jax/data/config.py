@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from llmcodec_jax.data.augment import Augment
 from llmcodec_jax.ops.fields import changeable
 
 
@@ -28,6 +29,7 @@ class DataConfig:
     alignments: str = ""  # folder of LibriSpeech word times (*.alignment.txt): crops keep words
     min_seconds: float = 0.3  # shorter clips are skipped
     silence_peak: float = 1e-3  # quieter clips are skipped
+    augment: Augment = changeable(Augment)  # of training clips; all off
     workers: int = changeable(0)  # loader processes; 0 uses threads
     threads: int = changeable(2)
     buffer: int = changeable(4)  # batches ready on the host

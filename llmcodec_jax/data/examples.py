@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llmcodec_jax.audio import AudioError, resample, warn_of_low_rate
+from llmcodec_jax.data.augment import Augment, Companion
 from llmcodec_jax.data.records import Record, stable_hash
 from llmcodec_jax.data.text import Tokenizer, encode
 from llmcodec_jax.errors import UsageError
@@ -42,6 +43,7 @@ class ExampleMaker:
     text_policy: str = "aligned"
     min_seconds: float = 0.3
     silence_peak: float = 1e-3  # of full scale: -60 dB
+    augment: Augment | None = None  # changes to every clip; None for held-out ones
 
     def __post_init__(self):
         if self.clip_samples <= 0 or self.clip_samples % self.hop:
@@ -51,10 +53,27 @@ class ExampleMaker:
         if self.max_text < 1:
             raise UsageError("max_text must be at least 1")
 
-    def make(self, record: Record, rng: np.random.Generator, domain: int, label: str) -> Example:
-        """Raises AudioError for audio that cannot be read, is too short or is silent."""
-        wav, start = self._crop(record, rng)
-        text = self._text(record, start, start + len(wav) / self.sample_rate)
+    def make(
+        self,
+        record: Record,
+        rng: np.random.Generator,
+        domain: int,
+        label: str,
+        overlap: Companion = lambda rng: None,
+        bed: Companion = lambda rng: None,
+    ) -> Example:
+        """`overlap` and `bed` draw what may sound beneath, where `augment` asks for it.
+
+        Raises AudioError for audio that cannot be read, is too short or is silent.
+        """
+        speed = 1.0
+        if self.augment is not None:
+            [changes] = rng.spawn(1)  # the crop's own draws stay what they were
+            speed = self.augment.draw_speed(changes)
+        wav, start = self.crop(record, rng, speed)
+        text = self._text(record, start, start + len(wav) * speed / self.sample_rate)
+        if self.augment is not None:
+            wav = self.augment.change(wav, self.sample_rate, changes, overlap, bed)
         row = np.zeros(self.clip_samples, np.float32)
         row[: len(wav)] = wav
         ids = np.zeros(self.max_text, np.int32)
@@ -79,10 +98,16 @@ class ExampleMaker:
             "example_id": np.uint32(0),
         }
 
-    def _crop(self, record: Record, rng: np.random.Generator) -> tuple[np.ndarray, float]:
-        """Record -> (float32 [<= clip_samples] at `sample_rate`, where it starts in seconds)."""
+    def crop(
+        self, record: Record, rng: np.random.Generator, speed: float = 1.0
+    ) -> tuple[np.ndarray, float]:
+        """Record -> (float32 [<= clip_samples] at `sample_rate`, where it starts in seconds).
+
+        Played `speed` times as fast. Raises AudioError.
+        """
         sound = record.sound
-        needed = math.ceil(self.clip_samples * sound.rate / self.sample_rate)
+        played = round(sound.rate * speed)  # the rate at which its samples are taken to be
+        needed = math.ceil(self.clip_samples * played / self.sample_rate)
         if sound.samples < self.min_seconds * sound.rate:
             raise AudioError(f"{record.name}: too short, {sound.samples / sound.rate:.2f} s")
         draws = _CROP_DRAWS if sound.samples > needed else 1
@@ -91,7 +116,7 @@ class ExampleMaker:
             wav = sound.read(start, min(start + needed, sound.samples))
             if sound.rate < self.sample_rate:
                 warn_of_low_rate(sound.rate, self.sample_rate)
-            wav = resample(wav, sound.rate, self.sample_rate)[: self.clip_samples]
+            wav = resample(wav, played, self.sample_rate)[: self.clip_samples]
             wav = np.clip(wav, -1.0, 1.0)  # resampling may overshoot
             if np.abs(wav).max(initial=0.0) >= self.silence_peak:
                 return wav, start / sound.rate

@@ -79,9 +79,10 @@ def open_data(config: RunConfig, tokenizer) -> tuple[Loader, HeldOut]:
             by=data.split_by,
         )
 
+    changed = dataclasses.replace(maker, augment=data.augment if data.augment.any() else None)
     batches = Batches(
         open_part(data.sources, "train"),
-        maker,
+        changed,
         batch_size=data.batch_size,
         seed=config.seed,
         process_index=jax.process_index(),
