@@ -16,7 +16,7 @@ LAYERS = (
     {"types", "errors", "ops", "audio", "hardware", "pages"},
     {"codec", "bridge", "lm", "discriminators", "losses", "data", "semantics"},
     {"training", "evaluation"},
-    {"compiling"},
+    {"compiling", "speech_lm"},
     {"study", "benchmarks", "web", "portable"},
 )
 """Rooms from the bottom up: a room may import its own layer's rooms and those below."""

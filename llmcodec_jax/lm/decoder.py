@@ -40,7 +40,7 @@ class Context:
     cos: jax.Array  # float32 [B, T, head_dim]
     sin: jax.Array
     mask: jax.Array  # bool [B, 1, T, S], True where query t may see key s
-    positions: jax.Array  # int32 [B, T], also the cache slots that are written
+    positions: jax.Array  # int32 [B, T]; modulo the slots of a cache, those that are written
     pool_position: jax.Array | None = None  # int32 [B]
 
 
@@ -80,9 +80,9 @@ class Attention(nn.Module):
         query = rotate(query, context.cos, context.sin)
         key = rotate(key, context.cos, context.sin)
         if cache is not None:
-            rows = jnp.arange(batch)[:, None]
-            key = cache["key"].at[rows, context.positions].set(key)
-            value = cache["value"].at[rows, context.positions].set(value)
+            rows, slots = jnp.arange(batch)[:, None], context.positions % cache["key"].shape[1]
+            key = cache["key"].at[rows, slots].set(key)
+            value = cache["value"].at[rows, slots].set(value)
             cache = {"key": key, "value": value}
         mixed = jax.nn.dot_product_attention(query, key, value, mask=context.mask)
         mixed = mixed.reshape(batch, length, c.heads * c.head_dim)
@@ -166,17 +166,30 @@ class Decoder(nn.Module):
         return self.head(self.body(self.embed(ids), context)[0])
 
 
-def make_context(config: LMConfig, positions, lengths=None, slots=None, pool_position=None):
-    """Causal and length mask plus rotary tables for `positions` int32 [B, T].
+def make_context(
+    config: LMConfig, positions, lengths=None, slots=None, pool_position=None, segments=None
+) -> Context:
+    """Who may look at whom, and rotary tables for `positions` int32 [B, T].
 
-    lengths [B] or None: keys at or past an item's length are invisible. slots: how many key
-    slots there are (a cache), default T with key s at position s.
+    lengths [B] or None: keys at or past an item's length are invisible. slots: size of a ring of
+    keys (a cache), position p in slot p modulo slots, default T keys at positions 0 to T - 1.
+    segments int [B, T]: sequences packed into one row see only themselves; `positions` then count
+    within each.
     """
     cos, sin = rotary_angles(config, positions)
-    keys = jnp.arange(positions.shape[1] if slots is None else slots)
-    mask = keys[None, None, :] <= positions[:, :, None]
+    length = positions.shape[1]
+    if slots is not None:
+        keys = jnp.arange(slots)
+        held = positions[:, :, None] - (positions[:, :, None] - keys) % slots
+        # A slot that this very call writes over is gone for the earlier queries of the call.
+        mask = (held >= 0) & (held + slots > positions[:, -1:, None])
+    elif segments is not None:
+        order = jnp.arange(length)
+        mask = (order <= order[:, None]) & (segments[:, None, :] == segments[:, :, None])
+    else:
+        mask = jnp.arange(length) <= positions[:, :, None]
     if lengths is not None:
-        mask = mask & (keys[None, None, :] < lengths[:, None, None])
+        mask = mask & (jnp.arange(length) < lengths[:, None, None])
     return Context(cos, sin, mask[:, None], positions, pool_position)
 
 
@@ -229,10 +242,13 @@ def forward(
     remat: bool = True,
     lora: LoRA | None = None,
     dropout_key: jax.Array | None = None,
+    positions: jax.Array | None = None,
+    segments: jax.Array | None = None,
 ) -> LMOutput:
     """The training pass: final states, and residual states at one position per item (method.md 5).
 
-    embeds [B, T, H]; lengths [B] valid positions (None: T). `pool_layers` [start, stop) counts
+    embeds [B, T, H]; lengths [B] valid positions (None: T); `positions` and `segments` int [B, T]
+    where rows are packed (`make_context`). `pool_layers` [start, stop) counts
     like `hidden_states` (0 is the input); `pool_position` int [B] defaults to the last valid
     position. Only [L, B, H] pooled states leave the scan; with `remat` each layer keeps just
     its input for the backward pass, else its products with weights too. Pass stop_gradient'ed
@@ -256,6 +272,8 @@ def forward(
         remat=remat,
         lora=lora,
         dropout_key=dropout_key,
+        positions=positions,
+        segments=segments,
     )
     if pooled is None:
         pooled = jnp.zeros((0, batch, config.width), jnp.float32)
@@ -272,10 +290,15 @@ def _run(
     remat=False,
     lora=None,
     dropout_key=None,
+    positions=None,
+    segments=None,
 ):
     embeds = embeds.astype(params["embed"]["embedding"].dtype)
-    positions = jnp.broadcast_to(jnp.arange(embeds.shape[1]), embeds.shape[:2])
-    context = make_context(config, positions, lengths, pool_position=pool_position)
+    if positions is None:
+        positions = jnp.broadcast_to(jnp.arange(embeds.shape[1]), embeds.shape[:2])
+    context = make_context(
+        config, positions, lengths, pool_position=pool_position, segments=segments
+    )
     variables, rngs = {"params": params}, {}
     if lora is not None:
         variables["lora"] = lora.weights

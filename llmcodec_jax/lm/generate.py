@@ -1,26 +1,215 @@
-"""Generation with a key-value cache: greedy, or sampling at a temperature.
+"""Generation with a key-value cache, one token a step or several (Medusa, arXiv 2401.10774).
 
-The token rows are passed in, so the same loop writes text (`decoder.head_rows`) or audio codes
-(the audio vocabulary's own rows).
+`start` reads the prompts, `extend` writes tokens; what they need is a `Writer`: a decoder, and
+the rows of the tokens that it may write, text or audio. Its further heads propose the tokens
+after the next; one pass of the decoder verifies them all and keeps those that plain decoding
+could have written: at temperature 0 exactly its tokens, above it draws of exactly its
+distribution (speculative sampling, arXiv 2211.17192).
 
-Shapes: B items, S prompt positions, N new tokens, R token rows, H width.
+Shapes: B items, S prompt positions, N tokens at most, R token rows, H width, K heads.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
 from llmcodec_jax.lm.config import LMConfig
 from llmcodec_jax.lm.decoder import Decoder, Params, make_context
 from llmcodec_jax.lm.lora import LoRA
+from llmcodec_jax.lm.sampling import Sampling, draw, probabilities
 
 
-@functools.partial(jax.jit, static_argnames=("config", "steps", "temperature", "stop_id"))
+@flax.struct.dataclass
+class Writer:
+    """A decoder and the tokens that it writes; ids count the rows."""
+
+    params: Params
+    embedding: jax.Array  # [R, H], rows as they are read
+    heads: jax.Array  # [K, R, H]: head k predicts the k-th token ahead; K = 1 is plain decoding
+    allowed: jax.Array  # bool [P, R]: which tokens may stand at index i is row i modulo P
+    lora: LoRA | None
+    config: LMConfig = flax.struct.field(pytree_node=False)
+
+    def distribution(self, hidden, head: int, index, sampling: Sampling, seen) -> jax.Array:
+        """hidden [B, H], one head, the index int [B] of the token it is for -> float32 [B, R]."""
+        rows = self.heads[head].astype(jnp.float32)
+        logits = jnp.einsum("bh,rh->br", hidden.astype(jnp.float32), rows)
+        logits = jnp.where(self.allowed[index % len(self.allowed)], logits, -jnp.inf)
+        return probabilities(logits, sampling, seen)
+
+
+@flax.struct.dataclass
+class Progress:
+    """Where a batch stands. The next token is drawn already, and not yet read."""
+
+    cache: dict[str, jax.Array]
+    hidden: jax.Array  # [B, H], the state that the next token was drawn from
+    token: jax.Array  # int32 [B], the next token
+    position: jax.Array  # int32 [B], where it will stand
+    ids: jax.Array  # int32 [B, N + K], of which `count` are written
+    count: jax.Array  # int32 [B]
+    passes: jax.Array  # int32 [B], of the decoder, over which they were written
+    stopped: jax.Array  # bool [B]
+    seen: jax.Array  # bool [B, R], tokens written so far
+    keys: jax.Array  # one random key an item
+
+
+@functools.partial(jax.jit, static_argnames=("limit", "slots"))
+def start(
+    writer: Writer,
+    prompt: jax.Array,
+    lengths: jax.Array,
+    keys: jax.Array,
+    sampling: Sampling,
+    limit: int,
+    slots: int | None = None,
+) -> Progress:
+    """Reads prompts [B, S, H] embeddings, right-padded, of `lengths` int [B] (at least one).
+
+    keys: [B] random keys, one an item: what an item becomes does not depend on its company.
+    limit: tokens N at most. slots: size of the cache's ring (at least S), by default all
+    positions; a smaller one forgets the oldest.
+    """
+    batch, size, _ = prompt.shape
+    dtype, width = writer.params["embed"]["embedding"].dtype, len(writer.heads)
+    cache = init_cache(writer.config, batch, slots or size + limit + width, dtype)
+    positions = jnp.broadcast_to(jnp.arange(size), (batch, size))
+    hidden, cache = advance(writer.config, writer.params, prompt, positions, cache, writer.lora)
+    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    count = jnp.zeros(batch, jnp.int32)
+    seen = jnp.zeros((batch, len(writer.embedding)), bool)
+    first = writer.distribution(last, 0, count, sampling, seen)
+    return Progress(
+        cache=cache,
+        hidden=last,
+        token=jax.vmap(draw)(jax.vmap(jax.random.fold_in)(keys, count), first),
+        position=jnp.asarray(lengths, jnp.int32),
+        ids=jnp.zeros((batch, limit + width), jnp.int32),
+        count=count,
+        passes=count,
+        stopped=jnp.zeros(batch, bool),
+        seen=seen,
+        keys=keys,
+    )
+
+
+@functools.partial(jax.jit, donate_argnums=1)
+def extend(
+    writer: Writer, progress: Progress, sampling: Sampling, passes, stop_id, limits
+) -> Progress:
+    """Up to `passes` passes more, fewer where all items have stopped.
+
+    An item stops after `stop_id` (-1: never), and at its limit of tokens, int [B].
+    """
+
+    def going(carry):
+        index, progress = carry
+        return (index < passes) & ~progress.stopped.all()
+
+    def step(carry):
+        index, progress = carry
+        return index + 1, _step(writer, progress, sampling, stop_id, limits)
+
+    return jax.lax.while_loop(going, step, (0, progress))[1]
+
+
+class Proposal(NamedTuple):
+    """A chain of tokens, and what the proposed ones were drawn from."""
+
+    chain: jax.Array  # int32 [B, K], the next token and K - 1 proposals
+    drawn_from: list[jax.Array]  # [B, R] of each proposal
+
+
+def _step(writer: Writer, progress: Progress, sampling, stop_id, limits) -> Progress:
+    """One pass: propose, verify, keep what plain decoding could have written."""
+    width = len(writer.heads)
+    batch = jnp.arange(len(progress.token))
+    # The first token's keys were those of index 0, and each pass adds at least one token.
+    keys = jax.vmap(jax.random.fold_in)(progress.keys, progress.count + 1)
+    keys = jax.vmap(lambda key: jax.random.split(key, 2 * width))(keys)
+    seen = progress.seen.at[batch, progress.token].set(True)
+    proposal = _propose(writer, progress, sampling, seen, keys)
+    positions = progress.position[:, None] + jnp.arange(width)
+    embeds = writer.embedding[proposal.chain]
+    hidden, cache = advance(
+        writer.config, writer.params, embeds, positions, progress.cache, writer.lora
+    )
+    kept, token, seen = _verify(writer, progress, proposal, hidden, sampling, seen, keys)
+    ids = progress.ids.at[batch[:, None], progress.count[:, None] + jnp.arange(width)].set(
+        proposal.chain
+    )
+    inside = jnp.arange(width) < kept[:, None]
+    stops = (proposal.chain == stop_id) & inside
+    ended = stops.any(axis=1)
+    written = jnp.where(ended, jnp.argmax(stops, axis=1) + 1, kept)
+    count = jnp.minimum(progress.count + written, limits)
+    going = ~progress.stopped
+    last = jnp.take_along_axis(hidden, (kept - 1)[:, None, None], axis=1)[:, 0]
+    return Progress(
+        cache=cache,
+        hidden=last,
+        token=token,
+        # A stopped item stays where it is: what it goes on to write is not kept.
+        position=jnp.where(going, progress.position + kept, progress.position),
+        ids=jnp.where(going[:, None], ids, progress.ids),
+        count=jnp.where(going, count, progress.count),
+        passes=progress.passes + going,
+        stopped=progress.stopped | ended | (count >= limits),
+        seen=seen,
+        keys=progress.keys,
+    )
+
+
+def _propose(writer: Writer, progress: Progress, sampling, seen, keys) -> Proposal:
+    """Draws one token from every further head."""
+    chain, drawn_from = [progress.token], []
+    for k in range(1, len(writer.heads)):
+        found = writer.distribution(progress.hidden, k, progress.count + k, sampling, seen)
+        chain.append(jax.vmap(draw)(keys[:, k], found))
+        drawn_from.append(found)
+    return Proposal(jnp.stack(chain, axis=1), drawn_from)
+
+
+def _verify(writer: Writer, progress: Progress, proposal: Proposal, hidden, sampling, seen, keys):
+    """hidden [B, K, H] after each token of the chain -> (kept int [B], next token [B], seen).
+
+    A proposal drawn from q stays with probability min(1, p / q); the first that does not is
+    replaced by a draw from max(0, p - q), and p itself gives the token after a chain that is
+    kept whole: every token is then distributed as p.
+    """
+    width, batch = len(writer.heads), jnp.arange(len(progress.token))
+    kept = jnp.ones(len(progress.token), jnp.int32)
+    token, alive = progress.token, jnp.ones(len(progress.token), bool)
+    for i in range(width):
+        index = progress.count + i + 1
+        wanted = writer.distribution(hidden[:, i], 0, index, sampling, seen)
+        if i + 1 == width:
+            following, stays = wanted, jnp.zeros_like(alive)
+        else:
+            proposed, offered = proposal.chain[:, i + 1], proposal.drawn_from[i]
+            p, q = wanted[batch, proposed], offered[batch, proposed]
+            chance = jax.vmap(jax.random.uniform)(keys[:, width + i])
+            stays = chance * q < p
+            rest = jnp.maximum(wanted - offered, 0.0)
+            # Where both agree but for rounding there is no rest, and nothing is ever refused.
+            following = jnp.where(rest.sum(-1, keepdims=True) > 0, rest, wanted)
+        drawn = jax.vmap(draw)(keys[:, 0] if i + 1 == width else keys[:, 2 * width - 1], following)
+        token = jnp.where(alive & ~stays, drawn, token)
+        alive = alive & stays
+        kept += alive
+        if i + 1 < width:
+            seen = jnp.where(
+                alive[:, None], seen.at[batch, proposal.chain[:, i + 1]].set(True), seen
+            )
+    return kept, token, seen
+
+
 def generate(
     config: LMConfig,
     params: Params,
@@ -35,7 +224,7 @@ def generate(
     stop_id: int | None = None,
     lora: LoRA | None = None,
 ) -> jax.Array:
-    """Continues each prompt by `steps` tokens.
+    """Continues each prompt by `steps` tokens, in one go.
 
     prompt [B, S, H] embeddings, right-padded; lengths int [B] valid positions (at least one).
     embedding and head [R, H] are the rows of the tokens that may be generated; ids count them.
@@ -44,33 +233,16 @@ def generate(
     """
     if temperature > 0 and key is None:
         raise ValueError("sampling at a temperature needs a key")
-    batch, prompt_length, _ = prompt.shape
-    key = jax.random.key(0) if key is None else key
-    cache = init_cache(config, batch, prompt_length + steps, params["embed"]["embedding"].dtype)
-    positions = jnp.broadcast_to(jnp.arange(prompt_length), (batch, prompt_length))
-    hidden, cache = advance(config, params, prompt, positions, cache, lora)
-    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-
-    def pick(hidden, step):
-        logits = jnp.einsum("bh,rh->br", hidden.astype(jnp.float32), head.astype(jnp.float32))
-        if temperature == 0:
-            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        drawn = jax.random.categorical(jax.random.fold_in(key, step), logits / temperature)
-        return drawn.astype(jnp.int32)
-
-    def extend(carry, step):
-        cache, ids, stopped = carry
-        position = (lengths + step)[:, None]
-        hidden, cache = advance(config, params, embedding[ids][:, None], position, cache, lora)
-        following = pick(hidden[:, 0], step + 1)
-        if stop_id is not None:
-            stopped = stopped | (ids == stop_id)
-            following = jnp.where(stopped, stop_id, following)
-        return (cache, following, stopped), ids
-
-    start = (cache, pick(last, 0), jnp.zeros(batch, bool))
-    _, ids = jax.lax.scan(extend, start, jnp.arange(steps))
-    return ids.T
+    keys = jax.random.split(jax.random.key(0) if key is None else key, len(prompt))
+    allowed = jnp.ones((1, len(embedding)), bool)
+    writer = Writer(params, embedding, head[None], allowed, lora, config)
+    sampling = Sampling(temperature=float(temperature))
+    progress = start(writer, prompt, lengths, keys, sampling, steps)
+    stop = -1 if stop_id is None else stop_id
+    limits = jnp.full(len(prompt), steps)
+    progress = extend(writer, progress, sampling, steps, stop, limits)
+    written = jnp.arange(steps) < progress.count[:, None]
+    return jnp.where(written, progress.ids[:, :steps], stop)
 
 
 def init_cache(config: LMConfig, batch: int, slots: int, dtype) -> dict[str, jax.Array]:
@@ -89,8 +261,9 @@ def advance(
 ) -> tuple[jax.Array, dict[str, Any]]:
     """Reads embeds [B, T, H] at `positions` int [B, T] -> (normed states [B, T, H], new cache).
 
-    Each position's key and value go to the cache slot of that number. Padding written there
-    stays invisible: a query sees slots up to its own position, and those are rewritten first.
+    The cache is a ring: position p goes to slot p modulo its size, over what stood there. Padding
+    written there stays invisible: a query sees slots up to its own position, and those are
+    rewritten first.
     """
     embeds = embeds.astype(params["embed"]["embedding"].dtype)
     context = make_context(config, positions, slots=cache["key"].shape[2])

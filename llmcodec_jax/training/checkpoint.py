@@ -36,12 +36,15 @@ class UnavailableCheckpointError(CheckpointError):
 class Checkpoints:
     """The checkpoints below one run folder. Newest `keep` and the best by held-out mel stay."""
 
-    def __init__(self, workdir: str | Path, keep: int):
-        """`workdir`: a folder that all processes reach, or gs://BUCKET/FOLDER."""
+    def __init__(
+        self, workdir: str | Path, keep: int, may_change: Callable[[str], bool] | None = None
+    ):
+        """`workdir`: a folder that all processes reach, or gs://BUCKET/FOLDER. `may_change`: which
+        options of the config may differ when a run resumes; by default those of a codec's run."""
         self.folder = epath.Path(workdir) / "checkpoints"
         if "://" not in str(workdir):
             self.folder = self.folder.absolute()
-        self._keep = keep
+        self._keep, self._may_change = keep, may_change
         self._writer: ocp.AsyncCheckpointer | None = None
         self._pending: int | None = None  # the step that is being written
         self._mels: dict[int, float | None] = {}  # of the checkpoints there are
@@ -187,7 +190,8 @@ class Checkpoints:
     def _read(self, step: int, abstract_state, config, lm_digest) -> tuple[Any, Notes]:
         about = self._read_notes(step)
         path = self.folder / str(step)
-        resume.check_config(about.config, config, path)
+        allowed = self._may_change or resume.codec_option_may_change(config)
+        resume.check_config(about.config, config, path, allowed)
         if about.lm_digest != lm_digest:
             raise CheckpointError(
                 f"{path} was trained against another frozen LM (digest {about.lm_digest}, this "

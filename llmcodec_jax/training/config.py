@@ -87,6 +87,11 @@ class RunConfig:
         """Samples of a training clip, whole frames."""
         return self.data.clip_samples(self.codec.sample_rate, self.codec.hop)
 
+    @property
+    def audio_per_step(self) -> float:
+        """Seconds of audio in a batch."""
+        return self.data.batch_size * self.data.clip_seconds
+
 
 def default_config(family: str = "auv") -> ConfigDict:
     """Every option of a run with its default, for a config file to change."""

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 
-from llmcodec_jax.codec.store import save_codec_folder
 from llmcodec_jax.errors import UserError
 from llmcodec_jax.hardware import chips, costs
-from llmcodec_jax.pages import plots
-from llmcodec_jax.training import distributed, heldout, sharding
+from llmcodec_jax.training import distributed
 from llmcodec_jax.training.checkpoint import Checkpoints
 from llmcodec_jax.training.compile_times import CompileTimes
-from llmcodec_jax.training.config import LogConfig, RunConfig
+from llmcodec_jax.training.config import LogConfig
 from llmcodec_jax.training.interrupt import Interrupted
 from llmcodec_jax.training.journal import Journal
-from llmcodec_jax.training.method import Method
 from llmcodec_jax.training.resume import CheckpointError
-from llmcodec_jax.training.step import eval_step
+from llmcodec_jax.training.schedules import Phase, Schedule
 from llmcodec_jax.training.tracing import compile_step, device_capacity
 
 logger = logging.getLogger(__name__)
@@ -33,15 +31,49 @@ class NonFiniteError(UserError, RuntimeError):
     """Too many steps in a row had a NaN or infinite loss or gradient."""
 
 
+class Trained(Protocol):
+    """What the loop asks of a method: a codec's (`method.Method`) or a speech LM's."""
+
+    @property
+    def schedule(self) -> Schedule: ...
+
+    @property
+    def max_bad_steps(self) -> int: ...
+
+    def phase(self, step: int) -> Phase:
+        """The static phase of a step; each distinct one is compiled once."""
+
+
+class Config(Protocol):
+    """What the loop asks of a run's config."""
+
+    @property
+    def source(self) -> dict[str, Any]: ...
+
+    @property
+    def audio_per_step(self) -> float:
+        """Seconds of audio in a batch."""
+
+
+class Task(NamedTuple):
+    """What is trained, as functions; the loop around them is one."""
+
+    step: Callable  # (state, lm_params, batch, *, method, phase) -> (state, report): `train_step`
+    evaluate: Callable[[Run, Any, int], float]  # writes held-out rows -> what the best has least of
+    export: Callable[[Run, Any], None]  # writes what others load of the run
+    shown: tuple[str, ...]  # metrics beside the progress bar
+
+
 @dataclasses.dataclass
 class Run:
     """What the loop needs besides the state and the batches."""
 
-    method: Method
+    task: Task
+    method: Trained
     mesh: jax.sharding.Mesh
     workdir: Path
     log: LogConfig
-    config: RunConfig
+    config: Config
     lm_params: dict | None
     lm_digest: str
     heldout: list
@@ -75,8 +107,9 @@ class Steps:
 
     def _compile(self, phase, state, batch):
         run = self._run
+        capacity = device_capacity(run.mesh)
         step = compile_step(
-            run.method, phase, run.mesh, state, run.lm_params, batch, device_capacity(run.mesh)
+            run.method, phase, run.mesh, state, run.lm_params, batch, capacity, run.task.step
         )
         return step.call, costs.work(step.jaxpr).flops
 
@@ -112,7 +145,7 @@ def _train(run: Run, state, batches) -> bool:
         saving = step > start and (finished or stopping or owed or step % log.checkpoint_every == 0)
         if evaluating or saving:
             reports.finish()  # rows before the checkpoint that makes them past
-        mel = evaluate_heldout(run, state, step) if evaluating else None
+        mel = run.task.evaluate(run, state, step) if evaluating else None
         if saving:
             owed = bool(reports.bad_streak) and not finished  # its parameters may be the cause
             if not owed:
@@ -143,9 +176,9 @@ def _train(run: Run, state, batches) -> bool:
 
 
 def save(run: Run, state, step: int, position: dict, mel: float | None) -> None:
-    """Starts a checkpoint, and writes the codec alone."""
+    """Starts a checkpoint, and writes what is trained alone."""
     run.checkpoints.save(step, state, position, run.config.source, run.lm_digest, mel)
-    save_codec(run, state)
+    run.task.export(run, state)
 
 
 class Reports:
@@ -181,7 +214,7 @@ class Clock:
     """Speed since the last row, evaluation and compilation left out where they can be."""
 
     def __init__(self, run: Run, step: int):
-        self._audio = run.config.data.batch_size * run.config.data.clip_seconds
+        self._audio = run.config.audio_per_step
         self._peak = chips.peak_flops(run.mesh.devices.flatten())
         self.pause(step)
 
@@ -201,7 +234,7 @@ class Clock:
         } | ({"speed/mfu": per_second * flops / self._peak} if self._peak else {})
 
 
-def check_finite(method: Method, step: int, report: dict) -> int:
+def check_finite(method: Trained, step: int, report: dict) -> int:
     """Waits for one scalar of a finished step -> how many in a row were bad by then.
 
     Raises NonFiniteError after too many.
@@ -224,51 +257,4 @@ def check_finite(method: Method, step: int, report: dict) -> int:
 def write_row(run: Run, step: int, report: dict, rates: dict) -> None:
     report = jax.device_get(report) | rates
     run.journal.row(step, report)
-    shown = ("loss/mel", "loss/ftp/1", "grad_norm/encoder", "speed/audio_seconds_per_second")
-    run.journal.progress(step, {name: report[name] for name in shown if name in report})
-
-
-def evaluate_heldout(run: Run, state, step: int) -> float:
-    """Evaluates on the held-out clips; writes the row, pictures and sound; returns mel."""
-    method = run.method
-    jitted = _eval_step(method, run.mesh)
-
-    def evaluate_batch(batch):
-        with jax.set_mesh(run.mesh):
-            return jitted(state, run.lm_params, sharding.put_whole(batch, run.mesh))
-
-    scalars, pairs, histogram = heldout.evaluate(
-        evaluate_batch,
-        run.heldout,
-        method.codec.sample_rate,
-        run.log.listen,
-    )
-    run.journal.row(step, scalars)
-    for level, counts in enumerate(histogram):
-        run.journal.histogram(f"eval/codes_{level}", counts, step)
-    if jax.process_index() == 0:
-        heldout.keep_sound(run.workdir / "heldout" / f"{step:07d}", pairs, method.codec.sample_rate)
-        for index, (reference, estimate) in enumerate(pairs):
-            run.journal.audio(f"eval/codec_{index}", estimate, method.codec.sample_rate, step)
-            image = plots.mel_pair(reference, estimate, method.codec.sample_rate)
-            run.journal.image(f"eval/mel_{index}", image, step)
-    logger.info(
-        "held out at step %d: %s",
-        step,
-        "  ".join(f"{k.removeprefix('eval/')} {float(v):.3g}" for k, v in scalars.items()),
-    )
-    return scalars["eval/mel"]
-
-
-@functools.lru_cache(maxsize=2)
-def _eval_step(method: Method, mesh):
-    step = functools.partial(eval_step, method=method)
-    return jax.jit(step, out_shardings=sharding.replicated(mesh))
-
-
-def save_codec(run: Run, state) -> None:
-    """The codec alone, where `load_codec(workdir)` finds it."""
-    variables = {"params": state.params["codec"], "batch_stats": state.batch_stats}
-    variables = sharding.gather(variables, run.mesh)
-    if jax.process_index() == 0:
-        save_codec_folder(run.workdir / "codec", run.method.codec, variables)
+    run.journal.progress(step, {n: report[n] for n in run.task.shown if n in report})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from typing import Any
 
 from llmcodec_jax.errors import UserError
@@ -50,14 +51,21 @@ def _listed(changed: dict[str, tuple[Any, Any]]) -> str:
     return "\n".join(lines)
 
 
-def check_config(saved: dict, current: dict, folder: os.PathLike) -> None:
-    """Raises CheckpointError when a difference would break the state or the order of the data."""
+def codec_option_may_change(current: dict) -> Callable[[str], bool]:
+    """Whether an option of a codec's run, by its path, may differ when the run resumes."""
     family = current.get("codec", {}).get("name", "auv")
+    return lambda path: may_change(path, family)
+
+
+def check_config(
+    saved: dict, current: dict, folder: os.PathLike, may_change: Callable[[str], bool]
+) -> None:
+    """Raises CheckpointError when a difference would break the state or the order of the data."""
     old, new = flatten(saved), flatten(current)
     breaking = {
         name: values
         for name, values in differences(saved, current).items()
-        if name in old and name in new and not may_change(name, family)
+        if name in old and name in new and not may_change(name)
     }
     if breaking:
         raise CheckpointError(

@@ -28,6 +28,7 @@ from llmcodec_jax.lm.weights import digest
 from llmcodec_jax.ops import files
 from llmcodec_jax.training import distributed, journal, loop, report, sharding
 from llmcodec_jax.training.checkpoint import CONFIG_NAME, Checkpoints
+from llmcodec_jax.training.codec_task import CODEC
 from llmcodec_jax.training.config import RunConfig, read_config
 from llmcodec_jax.training.interrupt import Interrupted
 from llmcodec_jax.training.lock import FolderLock
@@ -232,6 +233,7 @@ def _run(config: RunConfig, workdir: Path, interrupted: Interrupted, restart: bo
     ):
         finished = loop.train(
             loop.Run(
+                task=CODEC,
                 method=method,
                 mesh=mesh,
                 workdir=workdir,

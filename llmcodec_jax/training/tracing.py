@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import logging
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -27,9 +28,14 @@ def abstract_state(method: Method, lm_params, seed: int, mesh: jax.sharding.Mesh
     return sharding.placed(shapes, sharding.shardings(shapes, mesh, sharding.STATE_RULES))
 
 
-def lower_step(method: Method, phase: Phase, mesh: jax.sharding.Mesh, state, lm_params, batch):
-    """The step of one phase -> (lowered, ready to compile; its jaxpr). Arrays or shapes alike."""
-    step = functools.partial(train_step, method=method, phase=phase)
+def lower_step(
+    method, phase: Phase, mesh: jax.sharding.Mesh, state, lm_params, batch, step=train_step
+):
+    """The step of one phase -> (lowered, ready to compile; its jaxpr). Arrays or shapes alike.
+
+    `step`: another function of `train_step`'s contract, for `method` of another kind.
+    """
+    step = functools.partial(step, method=method, phase=phase)
     kept = jax.tree.map(lambda x: x.sharding, state)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(kept, sharding.replicated(mesh)))
     with jax.set_mesh(mesh):
@@ -46,32 +52,39 @@ class Compiled(NamedTuple):
 
 
 def compile_step(
-    method: Method, phase: Phase, mesh: jax.sharding.Mesh, state, lm_params, batch, capacity: float
+    method: Any,
+    phase: Phase,
+    mesh: jax.sharding.Mesh,
+    state,
+    lm_params,
+    batch,
+    capacity: float,
+    step: Callable = train_step,
 ) -> Compiled:
     """The compiled step of one phase.
 
     `lm.remat` "auto" recomputes the LM's products only where the step else needs more than
-    `capacity` bytes on a device; then it is compiled twice.
+    `capacity` bytes on a device; then it is compiled twice. `step`: see `lower_step`.
     """
     choices = (False,)
     if phase.lm and method.lm is not None:
         choices = {"never": (False,), "always": (True,), "auto": (False, True)}[method.lm.remat]
     for recomputes in choices[:-1]:
-        step = _compile(method, phase, recomputes, mesh, state, lm_params, batch, capacity)
-        if step is not None:
-            return step
+        found = _compile(method, phase, recomputes, mesh, state, lm_params, batch, capacity, step)
+        if found is not None:
+            return found
         logger.info("the LM's products are recomputed: kept, they would not fit (lm.remat=auto)")
-    step = _compile(method, phase, choices[-1], mesh, state, lm_params, batch, math.inf)
-    assert step is not None  # nothing limits the last choice
-    return step
+    last = _compile(method, phase, choices[-1], mesh, state, lm_params, batch, math.inf, step)
+    assert last is not None  # nothing limits the last choice
+    return last
 
 
-def _compile(method: Method, phase, recomputes, mesh, state, lm_params, batch, capacity: float):
+def _compile(method, phase, recomputes, mesh, state, lm_params, batch, capacity: float, step):
     """Compiled, or None where it needs more than a finite `capacity`."""
     if method.lm is not None:
         remat = "always" if recomputes else "never"
         method = dataclasses.replace(method, lm=dataclasses.replace(method.lm, remat=remat))
-    lowered, jaxpr = lower_step(method, phase, mesh, state, lm_params, batch)
+    lowered, jaxpr = lower_step(method, phase, mesh, state, lm_params, batch, step)
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:  # compilers refuse what no device of theirs holds

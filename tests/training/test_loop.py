@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from llmcodec_jax.training import distributed, journal, loop, sharding, tracing
+from llmcodec_jax.training import codec_task, distributed, journal, loop, sharding
 from llmcodec_jax.training.checkpoint import Checkpoints
 from llmcodec_jax.training.config import LogConfig, default_config, read_config
 from llmcodec_jax.training.interrupt import Interrupted
@@ -83,6 +83,7 @@ class Batches:
         return {"batches": self.next}
 
 
+TASK = loop.Task(toy_step, lambda run, state, step: 10.0 - step, lambda *_: None, ("loss/mel",))
 LOG = LogConfig(every=1, eval_every=4, checkpoint_every=3, listen=0, keep=2)
 CONFIG = read_config(default_config())
 
@@ -90,9 +91,6 @@ CONFIG = read_config(default_config())
 @pytest.fixture
 def go(tmp_path, monkeypatch):
     """Trains (or goes on) in one folder -> whether the run reached its end."""
-    monkeypatch.setattr(tracing, "train_step", toy_step)
-    monkeypatch.setattr(loop, "save_codec", lambda *_: None)
-    monkeypatch.setattr(loop, "evaluate_heldout", lambda run, state, step: 10.0 - step)
     monkeypatch.setenv("LLMCODEC_CACHE", str(tmp_path / "cache"))
 
     def train(method=Method(), interrupted=None, **batches):
@@ -112,7 +110,7 @@ def go(tmp_path, monkeypatch):
             journal.Journal(tmp_path, 10, int(state.step), tensorboard=False, wandb=False) as book,
         ):
             run = loop.Run(
-                method, mesh, tmp_path, LOG, CONFIG, None, "", [], checkpoints, book, asked
+                TASK, method, mesh, tmp_path, LOG, CONFIG, None, "", [], checkpoints, book, asked
             )
             return loop.train(run, state, Batches(mesh, position["batches"], **batches))
 
@@ -248,8 +246,8 @@ def test_held_out_numbers_that_are_not_finite_end_nothing(tmp_path, monkeypatch,
     def scored(*_):
         return {"eval/mel": float("nan"), "eval/stft": 1.25}, [], np.zeros(4)
 
-    monkeypatch.setattr(loop.heldout, "evaluate", scored)
-    monkeypatch.setattr(loop, "eval_step", lambda *_, **__: {})
+    monkeypatch.setattr(codec_task.heldout, "evaluate", scored)
+    monkeypatch.setattr(codec_task, "eval_step", lambda *_, **__: {})
     caplog.set_level(logging.INFO, "llmcodec_jax")
     with journal.Journal(tmp_path, 10, 0, tensorboard=False, wandb=False) as book:
         run = types.SimpleNamespace(
@@ -260,7 +258,7 @@ def test_held_out_numbers_that_are_not_finite_end_nothing(tmp_path, monkeypatch,
             journal=book,
             workdir=tmp_path,
         )
-        assert np.isnan(loop.evaluate_heldout(run, None, 4))
+        assert np.isnan(codec_task.evaluate_heldout(run, None, 4))
     assert "held out at step 4: mel nan  stft 1.25" in caplog.text
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["eval/mel"] is None
 

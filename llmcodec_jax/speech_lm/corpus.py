@@ -1,0 +1,188 @@
+"""Token corpora: clips as codes, with their text and voice, from audio or from a table.
+
+A source of audio (`data.sources`) is coded once a codec: what is coded lies in the cache folder
+under the codec's digest, in pieces, so that an interrupted run goes on where it stopped. A table
+of tokens ("tokens:PATH", Parquet, JSON lines, or a folder of either) is read as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from llmcodec_jax import audio
+from llmcodec_jax.audio import AudioError
+from llmcodec_jax.codec import tokens
+from llmcodec_jax.data.cache import cache_dir
+from llmcodec_jax.data.records import Source
+from llmcodec_jax.data.sources import open_source
+from llmcodec_jax.errors import UsageError, UserError
+from llmcodec_jax.ops import files
+
+logger = logging.getLogger(__name__)
+
+PIECE = 64  # clips of a source that are coded and kept together
+TABLES = (".parquet", ".jsonl")
+TRANSCRIPTS = ("transcript", "text", "sentence")
+"""Columns of a table that may hold what is said, in this order."""
+
+
+class Clip(NamedTuple):
+    """One recording."""
+
+    name: str
+    speaker: str  # "" where it is not known
+    text: str  # "" where there is none
+    codes: np.ndarray  # int32 [T * Q], indices of `<CODEC_i>`, frame by frame
+
+
+class CorpusError(UserError, ValueError):
+    """Tokens that this codec's speech LM cannot read; the message names the file and the fix."""
+
+
+def read(spec: str, codec, levels: int, cache: str | Path | None = None) -> list[Clip]:
+    """A source of audio or "tokens:PATH" -> its clips, of the first `levels` levels.
+
+    `codec` is an `inference.Codec`. Raises UsageError, AudioError or CorpusError; single clips
+    that cannot be used are counted and named in the log.
+    """
+    kind, _, path = spec.partition(":")
+    if kind == "tokens":
+        return list(read_table(Path(path).expanduser(), codec, levels))
+    source = open_source(spec, cache=cache)
+    return list(read_coded(source, codec, levels, cache_dir(cache)))
+
+
+def read_coded(source: Source, codec, levels: int, cache: Path) -> Iterator[Clip]:
+    """A source's clips, coded now or earlier."""
+    names = "\n".join(source.name(i) for i in range(len(source)))
+    place = hashlib.sha256(f"{source.label}\n{names}".encode("utf-8", "surrogateescape"))
+    folder = cache / "speech_tokens" / codec.digest[:16] / place.hexdigest()[:16]
+    starts = range(0, len(source), PIECE)
+    failed: list[str] = []
+    for start in tqdm(starts, f"tokens of {source.label}", unit="piece", disable=None):
+        path = folder / f"{start:08d}.npz"
+        piece = _read_piece(path)
+        if piece is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            piece = _code(source, range(start, min(start + PIECE, len(source))), codec)
+            _write_piece(path, *piece, levels=codec.levels)
+        clips, unusable = piece
+        failed += unusable
+        for clip in clips:
+            yield clip._replace(codes=_first_levels(clip.codes, codec, levels))
+    if failed:
+        logger.warning("%s: %d clips left out: %s", source.label, len(failed), failed[0])
+
+
+def _code(source: Source, indices: range, codec) -> tuple[list[Clip], list[str]]:
+    """Records -> (clips with all levels' codes [T] or [T, Q], reasons of those left out)."""
+    clips, failed = [], []
+    for index in indices:
+        try:
+            record = source.record(index)
+            wav = record.sound.read(0, record.sound.samples)
+            wav = audio.resample(wav, record.sound.rate, codec.sample_rate)
+        except AudioError as error:
+            failed.append(str(error))
+            continue
+        codes = np.asarray(codec.encode(wav, codec.sample_rate))
+        clips.append(Clip(record.name, record.speaker or "", record.text or "", codes))
+    return clips, failed
+
+
+def _first_levels(codes: np.ndarray, codec, levels: int) -> np.ndarray:
+    codes = codes if codes.ndim == 1 or levels == codes.shape[1] else codes[:, :levels]
+    return tokens.vocabulary_index(codes, codec.codebook_size)
+
+
+def _write_piece(path: Path, clips: Sequence[Clip], failed: list[str], levels: int) -> None:
+    flat = [clip.codes.reshape(-1) for clip in clips]
+    about = {
+        "clips": [[*clip[:3], len(codes)] for clip, codes in zip(clips, flat, strict=True)],
+        "levels": levels,
+        "failed": failed,
+    }
+    with files.replacing(path) as partial, open(partial, "wb") as file:
+        codes = np.concatenate([*flat, np.zeros(0, np.int32)]).astype(np.int32)
+        np.savez(file, codes=codes, about=json.dumps(about))
+
+
+def _read_piece(path: Path) -> tuple[list[Clip], list[str]] | None:
+    """What `_write_piece` wrote, None where there is nothing whole."""
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            codes, about = file["codes"], json.loads(str(file["about"]))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        logger.warning("%s: damaged (%s), coded again", path, error)
+        return None
+    ends = np.cumsum([0, *(row[3] for row in about["clips"])])
+    shape = (-1,) if about["levels"] == 1 else (-1, about["levels"])
+    return [
+        Clip(*row[:3], codes[first:last].reshape(shape))
+        for row, first, last in zip(about["clips"], ends, ends[1:], strict=False)
+    ], about["failed"]
+
+
+def read_table(path: Path, codec, levels: int) -> Iterator[Clip]:
+    """Rows of `export_tokens`, or of any table with a column `codes`.
+
+    Columns: `codes` (indices of `<CODEC_i>`, frame by frame), and where there are any `id`,
+    `speaker`, `transcript` (or `text`, `sentence`), `codec`, `codebook_size`, `levels`. Raises
+    CorpusError where they are another codec's.
+    """
+    for number, (file, row) in enumerate(_rows(path)):
+        where = f"{file}: row {number}"
+        if row.get("codes") is None:
+            raise CorpusError(f"{where} has no `codes`; `llmcodec export_tokens` writes them")
+        _check_row(row, codec, where)
+        codes = np.asarray(row["codes"], np.int32)
+        held = int(row.get("levels") or codec.levels)
+        if codes.ndim != 1 or not len(codes) or len(codes) % held or codes.min() < 0:
+            raise CorpusError(f"{where}: codes are {codes.shape}, not indices of {held} a frame")
+        if codes.max() >= codec.codebook_size * held:
+            raise CorpusError(f"{where}: code {codes.max()} is none of this codec's")
+        said = next((row[name] for name in TRANSCRIPTS if row.get(name)), "")
+        said = "" if said.startswith("<CODEC_") else said  # the codes as text: no transcript
+        if held < levels:
+            raise CorpusError(f"{where} holds {held} levels; the config asks for {levels}")
+        codes = codes.reshape(-1, held)[:, :levels].reshape(-1)
+        yield Clip(str(row.get("id") or number), str(row.get("speaker") or ""), said, codes)
+
+
+def _check_row(row: dict[str, Any], codec, where: str) -> None:
+    for name, mine in (("codec", codec.digest), ("codebook_size", codec.codebook_size)):
+        if row.get(name) not in (None, mine):
+            raise CorpusError(
+                f"{where} was made by another codec: {name} {row[name]}, and this one's is {mine}"
+            )
+
+
+def _rows(path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Every row of a table, or of all tables below a folder."""
+    found = [path] if path.is_file() else sorted(p for e in TABLES for p in path.rglob(f"*{e}"))
+    if not found:
+        raise CorpusError(f"tokens:{path}: no .parquet or .jsonl there")
+    for file in found:
+        if file.suffix == ".jsonl":
+            yield from ((file, row) for row in files.read_json_lines(file))
+        elif file.suffix == ".parquet":
+            from pyarrow import ArrowInvalid, parquet
+
+            try:
+                for batch in parquet.ParquetFile(file).iter_batches(512):
+                    yield from ((file, row) for row in batch.to_pylist())
+            except ArrowInvalid as error:
+                raise CorpusError(f"{file}: not a readable Parquet file ({error})") from error
+        else:
+            raise UsageError(f"tokens:{file}: expected .parquet or .jsonl")
