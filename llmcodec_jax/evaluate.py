@@ -27,6 +27,10 @@ def score_reconstruction(args: argparse.Namespace) -> int:
     code, source = None, ""
     if args.codec is not None:
         codec = _codec(args.codec)
+        if not hasattr(codec, "digest"):
+            raise UsageError(
+                f"--codec {args.codec}: units carry no sound; nothing is reconstructed"
+            )
         code, source = (
             reconstruction.codec_coder(codec),
             codec.digest,
@@ -137,7 +141,8 @@ def measure_tokens(args: argparse.Namespace) -> int:
         codec = _codec(args.codec)
         tokens, failed = streams.from_codec(codec, Path(args.data))
         encode_start = streams.start_encoder(codec, Path(args.data))
-        metrics = metrics or codec_sample(codec, Path(args.data))
+        if hasattr(codec, "digest"):  # units carry no sound to be judged
+            metrics = metrics or codec_sample(codec, Path(args.data))
     save = Path(args.save_lm) if args.save_lm else None
     found = token_lm.report(tokens, protocol, args.lm, metrics, save, encode_start)
     report = {"codec": str(args.codec)} | found | {"failed": failed}
@@ -212,10 +217,14 @@ def compare(args: argparse.Namespace) -> int:
 
 
 def _codec(path: str):
+    """A codec, or a folder of units, which encodes like one."""
     import llmcodec_jax
     from llmcodec_jax.data.cache import keep_compilations
+    from llmcodec_jax.semantics import units
 
     keep_compilations(min_seconds=0.1)
+    if (Path(path) / units.CONFIG_NAME).is_file():
+        return units.load_units(path)
     return llmcodec_jax.load_codec(path)
 
 
@@ -231,7 +240,7 @@ def _token_lm_parser(commands) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
-        "--codec", required=True, help="a codec, a folder of .npz token files, or tokens:TABLE"
+        "--codec", required=True, help="a codec, units, a folder of .npz files, or tokens:TABLE"
     )
     parser.add_argument("--data", help="folder of clips to encode (not needed for token files)")
     parser.add_argument("--output", default="token_lm.json", help="where the report goes")
@@ -259,7 +268,9 @@ def _salmon_parsers(commands) -> None:
         "`suite` command alike.",
     )
     parser.add_argument("--data", required=True, help="folder of parts")
-    parser.add_argument("--codec", required=True, help="the codec whose tokens the LM reads")
+    parser.add_argument(
+        "--codec", required=True, help="the codec or units whose tokens the LM reads"
+    )
     parser.add_argument(
         "--lm", required=True, help="exported LM folder, or one of token_lm --save-lm"
     )

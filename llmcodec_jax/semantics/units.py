@@ -56,15 +56,15 @@ class Features:
     def __call__(self, wav: np.ndarray, sample_rate: int) -> np.ndarray:
         """wav float [N] or [N, channels] at `sample_rate` Hz -> float32 [T, D].
 
-        Raises ValueError for audio that is shorter than one frame or not finite.
+        Raises AudioError for audio that is shorter than one frame or not finite.
         """
         wav = np.asarray(wav, np.float32)
         wav = wav.mean(axis=1) if wav.ndim == 2 else wav
         wav = audio.resample(wav, sample_rate, self.encoder.sample_rate)
         if not np.isfinite(wav).all():
-            raise ValueError("audio holds NaN or infinite samples")
+            raise audio.AudioError("audio holds NaN or infinite samples")
         if self.encoder.frames(len(wav)) < 1:
-            raise ValueError(f"{len(wav)} samples are shorter than one frame of the encoder")
+            raise audio.AudioError(f"{len(wav)} samples are shorter than one frame of the encoder")
         pieces = [wav[i : i + self._buckets[-1]] for i in range(0, len(wav), self._buckets[-1])]
         # A last piece shorter than a frame has nothing to say.
         kept = [piece for piece in pieces if self.encoder.frames(len(piece)) >= 1]

@@ -1,0 +1,285 @@
+"""A trained speech LM with its codec: text, voices and clips in, speech out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+import llmcodec_jax
+from llmcodec_jax.codec import tokens
+from llmcodec_jax.data.embedded import lm_path
+from llmcodec_jax.errors import UsageError, UserError
+from llmcodec_jax.lm import generate, lora
+from llmcodec_jax.lm.config import LMConfig, RopeScaling
+from llmcodec_jax.lm.load import load_lm
+from llmcodec_jax.lm.sampling import Sampling
+from llmcodec_jax.speech_lm import data, template
+from llmcodec_jax.speech_lm.method import embed
+from llmcodec_jax.speech_lm.run import ABOUT_NAME
+from llmcodec_jax.speech_lm.template import Turn, Vocabulary
+from llmcodec_jax.training.checkpoint import CONFIG_NAME, Checkpoints
+
+logger = logging.getLogger(__name__)
+
+PROMPTS = (64, 128, 256, 512, 1024, 2048, 4096)
+"""Padded lengths of prompts in tokens: each is one compilation."""
+PASSES = 32  # of the decoder between two looks at who has stopped
+
+
+class Request(NamedTuple):
+    """What to say, or what to go on from. Audio is float32 [N] at the codec's rate."""
+
+    text: str | None = None
+    voice: np.ndarray | None = None  # whose voice says the text
+    start: np.ndarray | None = None  # what is continued, instead of text
+    seed: int = 0
+
+
+class Spoken(NamedTuple):
+    """What came out."""
+
+    wav: np.ndarray  # float32 [N] at the codec's rate; a continuation's prompt is part of it
+    codes: np.ndarray  # int32 [T] or [T, Q], without the prompt's
+    passes: int  # of the decoder
+    ended: bool  # by the LM itself, not by the limit
+
+
+class SpeechLM:
+    """Make one with `load`; `speak` turns requests into speech."""
+
+    def __init__(
+        self, writer: generate.Writer, vocabulary: Vocabulary, task: str, read_text, codec
+    ):
+        """`read_text`: text -> ids, as the run read them."""
+        self.writer, self.vocabulary, self.task, self.codec = writer, vocabulary, task, codec
+        self._read_text = read_text
+
+    def prompt(self, request: Request) -> np.ndarray:
+        """All that is read before the LM writes, ids int32 [S]. Raises UsageError."""
+        vocabulary = self.vocabulary
+        if (request.text is None) == (request.start is None):
+            raise UsageError("give a text to say or a clip to continue, one of both")
+        if request.start is not None:
+            if self.task != "continuation":
+                raise UsageError(
+                    f"this speech LM was trained for {self.task}: it continues nothing"
+                )
+            codes = self._codes(request.start)
+            return template.continuation(vocabulary, codes, ends=False).ids
+        if self.task == "continuation":
+            raise UsageError("this speech LM was trained for continuation: it reads no text")
+        text = self._read_text(request.text)
+        if self.task == "tts":
+            voice = None if request.voice is None else self._codes(request.voice)
+            return template.tts_prompt(vocabulary, text, voice).done().ids
+        if request.voice is not None:
+            raise UsageError("a chat LM takes no voice prompt")
+        asked = template.chat(vocabulary, [Turn("user", text)]).ids
+        return np.append(asked, [vocabulary.mark("<assistant>"), vocabulary.mark("<audio>")])
+
+    def _codes(self, wav: np.ndarray) -> np.ndarray:
+        codes = np.asarray(self.codec.encode(wav))
+        codes = codes if codes.ndim == 1 else codes[:, : self.vocabulary.levels]
+        return tokens.vocabulary_index(codes, self.vocabulary.size)
+
+    def speak(
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        *,
+        max_seconds: float = 10.0,
+        heads: int | None = None,
+        batch_size: int = 8,
+    ) -> Iterator[Spoken]:
+        """Answers in the order of the requests, `batch_size` computed at once.
+
+        heads: how many of the LM's heads write, 1 for one token a pass, by default all: what is
+        written is distributed alike. The same request with the same seed gives the same speech in
+        any company. Raises UserError for a request that ends before it begins.
+        """
+        for first in range(0, len(requests), batch_size):
+            group = requests[first : first + batch_size]
+            for request, done in zip(
+                group, self.write(group, sampling, max_seconds, heads, batch_size), strict=True
+            ):
+                yield self.finish(request, *done)
+
+    def write(
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        max_seconds: float = 10.0,
+        heads: int | None = None,
+        batch_size: int | None = None,
+        bar: tqdm | None = None,
+    ) -> list[tuple[np.ndarray, int]]:
+        """One batch -> [(ids int32 [n], passes of the decoder)]."""
+        count, limit = batch_size or len(requests), self._limit(max_seconds)
+        writer, progress = self._begin(requests, sampling, limit, heads, count)
+        limits = jnp.where(jnp.arange(count) < len(requests), limit, 1)
+        end = self.vocabulary.mark("<end>")
+        while not progress.stopped.all():
+            progress = generate.extend(writer, progress, sampling, PASSES, end, limits)
+            if bar is not None:
+                bar.update(int(progress.count.sum()) - bar.n)
+        ids, counts, passes = jax.device_get((progress.ids, progress.count, progress.passes))
+        return [(ids[i, : counts[i]], int(passes[i])) for i in range(len(requests))]
+
+    def stream(
+        self, request: Request, sampling: Sampling, *, max_seconds: float = 10.0, frames: int = 4
+    ) -> Iterator[np.ndarray]:
+        """One request's audio float32 [n] as it is written, `frames` frames a time.
+
+        For causal codecs. Raises UsageError for one that cannot stream.
+        """
+        stream = self.codec.stream(frames=frames, levels=self.vocabulary.levels)
+        limit, end = self._limit(max_seconds), self.vocabulary.mark("<end>")
+        writer, progress = self._begin([request], sampling, limit, None, 1)
+        limits, heard = jnp.full(1, limit), 0
+        passes = max(frames * self.vocabulary.levels // len(writer.heads), 1)
+        while True:
+            count = int(progress.count[0])
+            whole = count // self.vocabulary.levels * self.vocabulary.levels
+            ids = np.asarray(progress.ids[0, heard:whole])
+            ids, heard = ids[ids != end], whole
+            if len(ids):
+                yield stream.decode(self._frames(ids))
+            if progress.stopped[0]:
+                break
+            progress = generate.extend(writer, progress, sampling, passes, end, limits)
+        yield stream.flush_decoder()
+
+    def _limit(self, seconds: float) -> int:
+        """Tokens: so many whole frames, and the end."""
+        return round(seconds * self.codec.frame_rate) * self.vocabulary.levels + 1
+
+    def _begin(
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        limit: int,
+        heads: int | None,
+        rows: int,
+    ):
+        """Reads the prompts, padded to one of PROMPTS -> (writer, progress)."""
+        prompts = [self.prompt(request) for request in requests]
+        longest = max(map(len, prompts))
+        size = next((s for s in PROMPTS if longest <= s), None)
+        if size is None:
+            raise UsageError(f"a prompt of {longest} tokens is longer than {PROMPTS[-1]}")
+        ids = np.zeros((rows, size), np.int32)
+        for row, prompt in zip(ids, prompts, strict=False):
+            row[: len(prompt)] = prompt
+        lengths = np.array([*map(len, prompts), *[1] * (rows - len(prompts))], np.int32)
+        seeds = [r.seed for r in requests] + [0] * (rows - len(requests))
+        keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+        writer = self.writer.replace(heads=self.writer.heads[:heads])
+        embeds = embed(writer.params, writer.embedding, jnp.asarray(ids))
+        return writer, generate.start(writer, embeds, lengths, keys, sampling.check(), limit)
+
+    def _frames(self, ids: np.ndarray) -> np.ndarray:
+        """Indices of `<CODEC_i>` -> codes [T] or [T, Q]."""
+        levels = self.vocabulary.levels
+        if self.codec.levels == 1:
+            return ids
+        return ids.reshape(-1, levels) - np.arange(levels, dtype=np.int32) * self.vocabulary.size
+
+    def finish(self, request: Request, ids: np.ndarray, passes: int) -> Spoken:
+        """What `write` wrote, as speech. Raises UserError where that is nothing."""
+        ended = len(ids) > 0 and ids[-1] == self.vocabulary.mark("<end>")
+        ids = ids[:-1] if ended else ids
+        ids = ids[: len(ids) // self.vocabulary.levels * self.vocabulary.levels]
+        if not len(ids):
+            raise UserError(f"the LM ended at once (seed {request.seed}): try another seed")
+        codes = self._frames(ids)
+        start = request.start
+        whole = (
+            codes if start is None else np.concatenate([self._frames(self._codes(start)), codes])
+        )
+        return Spoken(self.codec.decode(whole), codes, passes, ended)
+
+
+def load(run: str | Path, codec: str | Path | None = None) -> SpeechLM:
+    """A run folder of `speech_lm.train` -> SpeechLM.
+
+    `codec`: by default the one that the run names; it must be the one whose codes were learned.
+    Raises FileNotFoundError, UsageError, or CheckpointError.
+    """
+    run = Path(run)
+    if not (run / ABOUT_NAME).is_file():
+        raise FileNotFoundError(f"{run}: no {ABOUT_NAME} there; name a run of speech_lm.train")
+    about = json.loads((run / ABOUT_NAME).read_text())
+    config = json.loads((run / CONFIG_NAME).read_text())
+    opened = llmcodec_jax.load_codec(codec or about["codec"])
+    wanted = about["codec_facts"]["digest"]
+    if opened.digest != wanted:
+        raise UsageError(
+            f"{run} learned the codes of codec {wanted[:12]}, and {codec or about['codec']} is "
+            f"{opened.digest[:12]}: name the right one by --codec"
+        )
+    names = ("embedding", "heads", "body", "lora")
+    notes, params = Checkpoints.of_run(run).read_arrays(names)
+    logger.info("%s: step %d", run, notes.step)
+    params: Any = jax.tree.map(jnp.asarray, params)
+    body, tokenizer = params.get("body"), None
+    if config["lm"]["path"]:
+        _, pretrained, tokenizer = load_lm(lm_path(config["lm"]["path"]), jnp.float32)
+        if body is None:
+            adapters = lora.LoRA(params["lora"], config["lm"]["alpha"])
+            body = lora.merge(pretrained, adapters)
+    vocabulary = Vocabulary(**about["vocabulary"])
+    read_text = data.reader(tokenizer)
+    lower = config["data"]["lowercase"]
+    writer = generate.Writer(
+        params=body,
+        embedding=params["embedding"],
+        heads=params["heads"],
+        allowed=jnp.asarray(vocabulary.allowed()),
+        lora=None,
+        config=_architecture(about["lm"]),
+    )
+    read = (lambda text: read_text(text.lower())) if lower else read_text
+    return SpeechLM(writer, vocabulary, about["task"], read, opened)
+
+
+def _architecture(values: dict[str, Any]) -> LMConfig:
+    scaling = values.pop("rope_scaling")
+    return LMConfig(**values, rope_scaling=RopeScaling(**scaling) if scaling else None)
+
+
+class Speed(NamedTuple):
+    """Several tokens a pass beside one, on the same requests."""
+
+    tokens_per_pass: float
+    seconds: float
+    plain_seconds: float
+
+    @property
+    def speed_up(self) -> float:
+        """Of the wall clock, per token."""
+        return self.plain_seconds / self.seconds
+
+
+def measure_speed(
+    lm: SpeechLM, requests: Sequence[Request], sampling: Sampling, **options
+) -> Speed:
+    """Seconds a token of both ways of decoding, compiled before; the requests one after another."""
+    found = []
+    for heads in (None, 1):
+        lm.write(requests[:1], sampling, heads=heads, **options)  # compiles
+        start, written, passes = time.perf_counter(), 0, 0
+        for request in requests:
+            ids, count = lm.write([request], sampling, heads=heads, **options)[0]
+            written, passes = written + len(ids), passes + count
+        found.append(((time.perf_counter() - start) / written, written / passes))
+    (seconds, per_pass), (plain, _) = found
+    return Speed(per_pass, seconds, plain)
