@@ -36,6 +36,7 @@ def get_config() -> ConfigDict:
             "encoder": group(r"codec/(?!decoder/).*", "codec_start", **sgd),
             "decoder": group(r"codec/decoder/.*", "codec_start", **sgd),
             "bridge": group(r"bridge/.*", "lm_start", **adam),
+            "distillation": group(r"distillation/.*", "", **adam),  # of a run with a teacher
             "audio_embedding": group(r"audio_embedding", "lm_start", **adam),
             "ftp_heads": group(r"ftp_heads", "lm_start", **adam),
             "discriminators": group(r".*", "discriminator_start", **adam, b1=0.8),

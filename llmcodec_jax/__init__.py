@@ -3,6 +3,7 @@
     codec = llmcodec_jax.load_codec(CODEC)
     codes = codec.encode(wav, sample_rate)      # int32 [T]; lists of clips give lists
     wav = codec.decode(codes)                   # float32 [T * 320] at codec.sample_rate
+    wav = llmcodec_jax.speak(RUN, "any text")   # by a speech LM over a codec's tokens
 
 Importing the package is cheap: JAX is loaded by the first use.
 """
@@ -14,8 +15,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llmcodec_jax.codec.inference import Codec
+    from llmcodec_jax.generate import speak
 
-__all__ = ["Codec", "load_codec"]
+__all__ = ["Codec", "load_codec", "speak"]
 __version__ = "0.2.0"
 
 
@@ -40,4 +42,8 @@ def __getattr__(name: str):
         from llmcodec_jax.codec.inference import Codec
 
         return Codec
+    if name == "speak":
+        from llmcodec_jax.generate import speak
+
+        return speak
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -33,6 +33,10 @@ COMMANDS = {
     "compile_check": Command(
         "compile_check", "does a config fit a machine: memory, times", "train", takes_config=True
     ),
+    "speech_train": Command(
+        "speech_lm.train", "train a speech LM on a codec's tokens", "train", takes_config=True
+    ),
+    "generate": Command("generate", "speech out of a speech LM: text, voices, clips", "train"),
     "reproduce": Command("reproduce", "the study in miniature", "train", takes_config=True),
     "prepare": Command("data.prepare", "a corpus -> shards that load fast", "train"),
     "units": Command("semantics.units", "k-means units of a speech encoder's layer"),

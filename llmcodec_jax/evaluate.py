@@ -216,6 +216,27 @@ def compare(args: argparse.Namespace) -> int:
     return 0
 
 
+def hear_generated(args: argparse.Namespace) -> int:
+    """Words, voice and quality of speech that `generate --input` made."""
+    from llmcodec_jax.evaluation import generated
+    from llmcodec_jax.evaluation.reports import write_json
+
+    measures = _measures(args.additional)
+    rows = generated.read_rows(Path(args.list))
+    seconds = {"prompt_seconds": args.prompt_seconds, "voice_seconds": args.voice_seconds}
+    report = generated.evaluate(rows, Path(args.audio), measures, **seconds)
+    write_json(Path(args.output), report)
+    for name, value in report["mean"].items():
+        interval = report["interval"][name]
+        shown = "undefined on every clip" if value is None else f"{value:.4f}"
+        print(f"{name:10s} {shown}" + ("" if interval is None else f" ± {interval:.4f}"))
+    if report["pooled"]:
+        print(f"wer        {report['pooled']['wer']:.4f} pooled, {report['pooled']['words']} words")
+    for name, reason in report["absent"].items():
+        print(f"{name:10s} absent: {reason}")
+    return _print_failures(report["failed"], args.output)
+
+
 def _codec(path: str):
     """A codec, or a folder of units, which encodes like one."""
     import llmcodec_jax
@@ -301,6 +322,18 @@ def _other_parsers(commands) -> None:
     parser.add_argument("--limit", type=int, help="clips, as many from every sub-folder")
     parser.add_argument("--output", default="consistency.json", help="default: consistency.json")
     parser.set_defaults(run=measure_consistency)
+    parser = commands.add_parser(
+        "generated", help="generated speech: words, voice, quality (docs/speech.md)"
+    )
+    parser.add_argument("--list", required=True, help="the JSON lines that generate --input read")
+    parser.add_argument("--audio", required=True, help="the folder that it wrote")
+    parser.add_argument("--output", default="generated.json", help="default: generated.json")
+    parser.add_argument(
+        "--additional", nargs="+", default=["wer,speaker,dnsmos"], metavar="NAME", help="measures"
+    )
+    for name in ("prompt", "voice"):
+        parser.add_argument(f"--{name}-seconds", type=float, default=3.0, help="as given there")
+    parser.set_defaults(run=hear_generated)
     parser = commands.add_parser(
         "compare", help="one self-contained page of any number of codecs' reports"
     )

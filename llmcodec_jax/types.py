@@ -27,6 +27,8 @@ class Batch:
     text_length: jax.Array  # int32 [B], 0 where the clip has no (aligned) text
     domain: jax.Array  # int32 [B], index into DOMAINS
     example_id: jax.Array  # uint32 [B], stable hash of the record's name
+    # float32 [B, T, Dt], a teacher's at the codec's frames, where a run distils (training/teacher).
+    features: jax.Array | None = None
 
 
 @flax.struct.dataclass

@@ -8,5 +8,5 @@ from configs.speech import continuation
 def get_config() -> ConfigDict:
     c = continuation.get_config()
     c.task = "tts"
-    c.data.split_by = "name"  # "speaker" holds voices out
+    c.data.split_by = "text"  # held-out sentences; "speaker" holds voices out
     return c

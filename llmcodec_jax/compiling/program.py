@@ -96,7 +96,8 @@ def abstract_lm(config: RunConfig) -> tuple[LMConfig | None, dict | None]:
 
 def abstract_batch(config: RunConfig, clips: int) -> Batch:
     """Shapes of one batch of `clips` clips."""
-    leaf = jax.ShapeDtypeStruct
+    leaf, taught = jax.ShapeDtypeStruct, bool(config.distillation.teacher)
+    frames = config.clip_samples // config.codec.hop
     return Batch(
         wav=leaf((clips, config.clip_samples), jnp.float32),
         wav_length=leaf((clips,), jnp.int32),
@@ -104,6 +105,7 @@ def abstract_batch(config: RunConfig, clips: int) -> Batch:
         text_length=leaf((clips,), jnp.int32),
         domain=leaf((clips,), jnp.int32),
         example_id=leaf((clips,), jnp.uint32),
+        features=leaf((clips, frames, config.distillation.width), jnp.float32) if taught else None,
     )
 
 

@@ -53,6 +53,11 @@ def describe() -> str:
     return Path(named).name if named else "tiny.en"
 
 
+def recogniser():
+    """The faster-whisper model. Raises EvaluationError where there are no weights."""
+    return _recogniser(model_folder())
+
+
 @functools.cache
 def _recogniser(folder: Path):
     from faster_whisper import WhisperModel
@@ -70,7 +75,7 @@ def transcribe(wav: np.ndarray) -> str:
 
     if not np.any(wav):
         return ""
-    model = _recogniser(model_folder())
+    model = recogniser()
     ctranslate2.set_random_seed(0)
     segments, _ = model.transcribe(
         np.asarray(wav, np.float32),
@@ -101,6 +106,11 @@ def error_rates(reference: str, heard: str) -> dict[str, float]:
     return {"wer": float(jiwer.wer(reference, heard)), "cer": float(jiwer.cer(reference, heard))}
 
 
+def count_words(text: str) -> int:
+    """Of a text as it is compared."""
+    return len(_normaliser()(text).split())
+
+
 def score(
     reference: np.ndarray, estimate: np.ndarray, text: str | None
 ) -> tuple[dict[str, float], dict]:
@@ -119,7 +129,7 @@ def score(
         "against": HEARING if text is None else TRANSCRIPT,
         "reference": wanted,
         "heard": heard,
-        "words": len(_normaliser()(wanted).split()),
+        "words": count_words(wanted),
     }
 
 

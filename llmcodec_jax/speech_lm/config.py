@@ -64,7 +64,8 @@ class SpeechData:
     levels: int = 0  # a residual codec's levels that are read, interleaved; 0 all
     eval_fraction: float = 0.05  # of the clips, by a hash of their names
     eval_max: int = 64  # held-out clips at most
-    split_by: str = "name"  # or "speaker": held-out voices are never trained on
+    # "name"; or "speaker" or "text": held-out voices or sentences are never trained on.
+    split_by: str = "name"
     min_seconds: float = 0.5
     max_seconds: float = 10.0  # continuation crops longer clips, the others leave them out
     voice_seconds: float = 3.0  # of the voice prompt

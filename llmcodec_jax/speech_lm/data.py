@@ -27,15 +27,15 @@ def bytes_of(text: str) -> list[int]:
 
 
 def split(clips: Sequence[Clip], data: SpeechData) -> tuple[list[Clip], list[Clip]]:
-    """-> (training, held-out) clips, by a hash of name or voice that never changes."""
-    if data.split_by not in ("name", "speaker"):
-        raise UsageError("data.split_by is 'name' or 'speaker'")
-    keys = [c.name if data.split_by == "name" or not c.speaker else c.speaker for c in clips]
+    """-> (training, held-out) clips, by a hash of name, voice or text that never changes."""
+    if data.split_by not in ("name", "speaker", "text"):
+        raise UsageError("data.split_by is 'name', 'speaker' or 'text'")
+    keys = [getattr(clip, data.split_by) or clip.name for clip in clips]
     hashes = [stable_hash(key, 64) for key in keys]
     bound = int(data.eval_fraction * 2**64)
     held = [i for i, h in enumerate(hashes) if h < bound]
     kept = sorted(held, key=lambda i: (hashes[i], clips[i].name))[: data.eval_max]
-    # By voice a clip past `eval_max` is no one's: its voice is held out.
+    # A clip past `eval_max` is no one's: its voice or its text is held out.
     out = set(kept if data.split_by == "name" else held)
     return [c for i, c in enumerate(clips) if i not in out], [clips[i] for i in sorted(kept)]
 

@@ -159,8 +159,8 @@ class SpeechLM:
         yield stream.flush_decoder()
 
     def _limit(self, seconds: float) -> int:
-        """Tokens: so many whole frames, and the end."""
-        return round(seconds * self.codec.frame_rate) * self.vocabulary.levels + 1
+        """Tokens: so many whole frames."""
+        return max(round(seconds * self.codec.frame_rate), 1) * self.vocabulary.levels
 
     def _begin(
         self,

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from llmcodec_jax.codec.quantizer import code_counts
 from llmcodec_jax.losses import adversarial
+from llmcodec_jax.losses.distillation import distillation_loss
 from llmcodec_jax.losses.spectral import ACOUSTIC, acoustic_losses
 from llmcodec_jax.training import metrics, terms
 from llmcodec_jax.training.language import Branch, TextStates, language_losses, shift
@@ -83,6 +84,26 @@ def sound_losses(method: Method, batch: Batch, output: CodecOutput, wav) -> Loss
     return {name: metrics.per_item(values, valid) for name, values in per_clip.items()}
 
 
+def taught_loss(method: Method, params: dict, codec, batch_stats, batch: Batch, output) -> Losses:
+    """How far the codec's first level, or its latent, is from what the teacher heard.
+
+    `codec`: its parameters. The first level passes its gradient straight through to the latent.
+    """
+    if not any(term.name == "distillation" for term in method.terms):
+        return {}
+    student = output.latent
+    if method.distillation.student == "first":
+        codes = output.codes if output.codes.ndim == 2 else output.codes[..., :1]
+        variables = {"params": codec, "batch_stats": batch_stats}
+        first = method.codec.apply(variables, codes, method="lookup")
+        student = student + jax.lax.stop_gradient(first - student)
+    assert batch.features is not None, "a batch without its teacher's features"
+    guess = student.astype(jnp.float32) @ params["distillation"]["kernel"]
+    kind = method.distillation.kind
+    values = distillation_loss(guess, batch.features, output.frame_mask, kind)
+    return {"distillation": metrics.per_item(values, batch.wav_length > 0)}
+
+
 def codec_forward(method: Method, phase: Phase, state: TrainState, lm_params, batch, counts, key):
     """Builds params -> ((reconstruction, weighted losses), aux), the codec player's forward."""
     step = state.step
@@ -93,6 +114,7 @@ def codec_forward(method: Method, phase: Phase, state: TrainState, lm_params, ba
         codec = params["codec"] if phase.codec else jax.lax.stop_gradient(params["codec"])
         output, wav, new_stats = run_codec(method, codec, batch_stats, batch, train=True)
         losses = sound_losses(method, batch, output, wav)
+        losses |= taught_loss(method, params, codec, new_stats, batch, output)
         histogram = code_histogram(method, output)
         text = None
         if phase.lm:

@@ -14,6 +14,7 @@ from llmcodec_jax import types
 from llmcodec_jax.discriminators import DiscriminatorConfig, Discriminators
 from llmcodec_jax.errors import UsageError
 from llmcodec_jax.lm.config import LMConfig
+from llmcodec_jax.losses.distillation import KINDS
 from llmcodec_jax.losses.spectral import SpectralConfig
 from llmcodec_jax.ops.fields import fixed
 from llmcodec_jax.training.optim import Group
@@ -93,6 +94,24 @@ class LanguageModel:
 
 
 @dataclasses.dataclass(frozen=True)
+class Distillation:
+    """What the codec's tokens are taught to know; `weights.distillation` says how much."""
+
+    # HuBERT or wav2vec 2.0 (folder or hf:OWNER/NAME), or "whisper" (evaluation/whisper); "" none.
+    teacher: str = ""
+    width: int = fixed(768)  # of the teacher's features
+    layer: int = 9  # of HuBERT or wav2vec 2.0, 0 the input; -1 the mean of all
+    student: str = "first"  # what predicts them: the "first" level, or the "latent"
+    kind: str = "frame"  # as in Mimi, or "channel" as in SpeechTokenizer (losses/distillation)
+
+    def __post_init__(self):
+        if self.student not in ("first", "latent"):
+            raise UsageError("distillation.student is 'first' or 'latent'")
+        if self.kind not in KINDS:
+            raise UsageError(f"distillation.kind is one of {KINDS}")
+
+
+@dataclasses.dataclass(frozen=True)
 class CodecTraining:
     """How the codec itself is trained."""
 
@@ -116,6 +135,7 @@ class Method:
     weights: LossWeights
     spectral: SpectralConfig
     training: CodecTraining
+    distillation: Distillation
     groups: tuple[Group, ...]  # of codec, bridge, audio embedding and heads
     discriminator_group: Group
     accumulate: int = 1  # micro-batches per update
@@ -132,6 +152,8 @@ class Method:
                 f"training.revive_every: {name} counts its codes only while its statistics train; "
                 "set training.train_norm=True or revive_every=0"
             )
+        if bool(self.distillation.teacher) != bool(self.weights.distillation):
+            raise UsageError("distillation.teacher and weights.distillation go together")
         if self.training.use_domains and not hasattr(self.codec, "domain_bounds"):
             raise UsageError(f"training.use_domains: {name} has no domain partitions")
 
@@ -180,6 +202,8 @@ class Method:
         absent = set() if lm else {"bridge", "audio_embedding", "ftp_heads"}
         if not config.bridge.logits_of().learned:
             absent.add("bridge")
+        if not config.distillation.teacher:
+            absent.add("distillation")
         return cls(
             codec=config.codec,
             game=config.discriminators,
@@ -189,6 +213,7 @@ class Method:
             weights=config.weights,
             spectral=config.spectral,
             training=config.training,
+            distillation=config.distillation,
             discriminator_group=groups.pop("discriminators"),
             groups=tuple(group for name, group in groups.items() if name not in absent),
             accumulate=config.optim.accumulate,

@@ -34,6 +34,7 @@ from llmcodec_jax.training.interrupt import Interrupted
 from llmcodec_jax.training.lock import FolderLock
 from llmcodec_jax.training.method import Method
 from llmcodec_jax.training.state import init_state
+from llmcodec_jax.training.teacher import open_teacher, with_features
 from llmcodec_jax.training.tracing import abstract_state
 
 T = TypeVar("T")
@@ -226,9 +227,13 @@ def _run(config: RunConfig, workdir: Path, interrupted: Interrupted, restart: bo
         if config.init:
             state = put_codec(together(lambda: read_codec(config.init, method)), state)
     together(lambda: describe_run(workdir, config, method))
+    hear = lambda batch: batch  # noqa: E731
+    if config.distillation.teacher:
+        hear = with_features(together(lambda: open_teacher(config.distillation)), method.codec)
+    put = lambda batch: sharding.put_batch(hear(batch), mesh)  # noqa: E731
     with (
         loader,
-        prefetch(loader, lambda b: sharding.put_batch(b, mesh), config.data.prefetch) as batches,
+        prefetch(loader, put, config.data.prefetch) as batches,
         together(lambda: open_journal(workdir, config, int(state.step))) as writing,
     ):
         finished = loop.train(

@@ -20,7 +20,8 @@ class TrainState:
     """The checkpointed state. The frozen LM is not part of it: only its digest is kept."""
 
     step: jax.Array  # int32 []
-    params: dict  # codec, and with an LM: audio_embedding [V, H], ftp_heads [K, V, H], bridge
+    # codec; with an LM audio_embedding [V, H], ftp_heads [K, V, H], bridge; with a teacher its map.
+    params: dict
     batch_stats: dict  # the codec's running statistics
     discriminator: dict  # discriminator parameters, {} without
     opt_state: Any
@@ -49,6 +50,10 @@ def init_params(method: Method, lm_params, key) -> tuple[dict, dict]:
     wav = jnp.zeros((1, 8 * codec.hop), jnp.float32)
     variables = codec.init(codec_key, wav, jnp.full((1,), wav.shape[1]), method="reconstruct")
     params = {"codec": variables["params"]}
+    if method.distillation.teacher:
+        shape = (codec.width, method.distillation.width)
+        start = jax.nn.initializers.lecun_normal()
+        params["distillation"] = {"kernel": start(jax.random.fold_in(codec_key, 1), shape)}
     if method.lm:
         embedding = vocab.audio_embedding_init(
             lm_params["embed"]["embedding"],

@@ -67,6 +67,7 @@ class LossWeights:
     multi_resolution_stft: float = term(0.5, CODEC, "acoustic losses")
     complex_stft: float = term(0.8, CODEC, "acoustic losses")
     vq: float = term(1.0, CODEC, "quantiser loss")
+    distillation: float = term(0.0, CODEC, "distillation")
     adversarial: float = term(1.0, DISCRIMINATOR, "adversarial losses", gate=Schedule.adversarial)
     feature_matching: float = term(
         1.5, DISCRIMINATOR, "adversarial losses", falls="linear", gate=Schedule.adversarial

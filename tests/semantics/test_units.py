@@ -1,10 +1,12 @@
 """Units of a speech encoder: learnt, saved, used as a codec without a decoder."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
 
-from llmcodec_jax import audio
+from llmcodec_jax import audio, evaluate
 from llmcodec_jax.codec.layout import LayoutError
 from llmcodec_jax.evaluation import streams
 from llmcodec_jax.semantics import published, units
@@ -91,3 +93,28 @@ def test_bad_input_is_answered_in_words(encoder, clips, tmp_path, capsys):
     (tmp_path / "units.json").write_text("{")
     with pytest.raises(LayoutError, match="not a readable folder of units"):
         units.load_units(tmp_path)
+
+
+def test_units_are_a_rival_in_token_lm_and_salmon(encoder, clips, tmp_path, capsys):
+    """The commands that the module's docstring names, a step of each."""
+    made = tmp_path / "units"
+    given = ["--encoder", str(encoder), "--layer", "1", "--clusters", "6", "--data", str(clips)]
+    assert units.main([*given, "--output", str(made)]) == 0
+    small = ["--steps", "1", "--width", "64", "--layers", "1", "--batch", "2", "--seconds", "0.5"]
+    small += ["--seeds", "1", "--probes", "0", "--evaluations", "1"]
+    command = ["token_lm", "--codec", str(made), "--data", str(clips), *small]
+    command += ["--save-lm", str(tmp_path / "lm"), "--output", str(tmp_path / "t.json")]
+    assert evaluate.main(command) == 0
+    report = json.loads((tmp_path / "t.json").read_text())
+    assert report["stream"]["codebook_size"] == 6
+    assert report["reconstruction"] is None
+    for number in range(2):
+        for kind in ("a", "b"):
+            wav = babble(0.8, 10 * number + len(kind + "a" * (kind == "b")))
+            audio.write(tmp_path / "suite" / "part" / f"sample_{number}_{kind}.wav", wav, RATE)
+    pairs = ["--data", str(tmp_path / "suite"), "--codec", str(made), "--lm", str(tmp_path / "lm")]
+    assert evaluate.main(["salmon", *pairs, "--output", str(tmp_path / "s.json")]) == 0
+    assert json.loads((tmp_path / "s.json").read_text())["parts"]["part"]["pairs"] == 2
+    folder = ["--reference", str(clips), "--codec", str(made)]
+    assert evaluate.main(["reconstruction", *folder]) == 2
+    assert "units carry no sound" in capsys.readouterr().err
