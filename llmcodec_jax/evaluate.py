@@ -10,20 +10,19 @@ import argparse
 import dataclasses
 import json
 import logging
-import sys
 from pathlib import Path
 
 from llmcodec_jax.errors import UsageError, answer_errors
-from llmcodec_jax.evaluation.reports import EvaluationError
+from llmcodec_jax.evaluation.reports import EvaluationError, print_failures
 
 
 def score_reconstruction(args: argparse.Namespace) -> int:
     """The six Codec-SUPERB metrics of a folder of estimates, or of a codec."""
-    from llmcodec_jax.evaluation import reconstruction
+    from llmcodec_jax.evaluation import additional, reconstruction
 
     if (args.estimate is None) == (args.codec is None):
         raise UsageError("give either --estimate DIR or --codec CODEC")
-    optional = _measures(args.additional)
+    optional = additional.requested(args.additional)
     code, source = None, ""
     if args.codec is not None:
         codec = _codec(args.codec)
@@ -45,20 +44,7 @@ def score_reconstruction(args: argparse.Namespace) -> int:
         keep=Path(args.keep) if args.keep else None,
     )
     _print_means(report)
-    return _print_failures(report["failed"], args.output)
-
-
-def _measures(given: list[str]) -> tuple[str, ...]:
-    """--additional wer,speaker or wer speaker -> their names, once each."""
-    from llmcodec_jax.evaluation.additional import OPTIONAL
-
-    names = tuple(dict.fromkeys(n for part in given for n in part.split(",") if n))
-    unknown = [name for name in names if name not in OPTIONAL]
-    if unknown:
-        raise UsageError(
-            f"--additional {', '.join(unknown)}: expected one of {', '.join(OPTIONAL)}"
-        )
-    return names
+    return print_failures(report["failed"], args.output)
 
 
 def _print_means(report: dict) -> None:
@@ -79,15 +65,6 @@ def _print_means(report: dict) -> None:
         print(f"  {name:15s} absent: {reason}")
     for name, count in report["undefined"].items():
         print(f"  {name} is undefined on {count} of {len(report['items'])} clips (left out)")
-
-
-def _print_failures(failed: dict[str, str], output: str) -> int:
-    """Clips that could not be used, on stderr -> exit status."""
-    for reason in failed.values():
-        print(f"failed: {reason}", file=sys.stderr)
-    if failed:
-        print(f"{len(failed)} clips left out; {output} names them", file=sys.stderr)
-    return 1 if failed else 0
 
 
 def _reconstruction_parser(commands) -> None:
@@ -148,7 +125,7 @@ def measure_tokens(args: argparse.Namespace) -> int:
     report = {"codec": str(args.codec)} | found | {"failed": failed}
     write_json(Path(args.output), report)
     print("\n".join(token_lm.summary(report)))
-    return _print_failures(failed, args.output)
+    return print_failures(failed, args.output)
 
 
 def score_coherence(args: argparse.Namespace) -> int:
@@ -195,7 +172,7 @@ def measure_consistency(args: argparse.Namespace) -> int:
     write_json(Path(args.output), report)
     for name, value in report["mean"].items():
         print(f"{name:14s} {value:.4f} ± {report['interval'][name] or 0:.4f}")
-    return _print_failures(report["failed"], args.output)
+    return print_failures(report["failed"], args.output)
 
 
 def compare(args: argparse.Namespace) -> int:
@@ -214,27 +191,6 @@ def compare(args: argparse.Namespace) -> int:
     print(comparison.write(output, codecs, reference, folders))
     write_json(output.with_suffix(".json"), codecs)
     return 0
-
-
-def hear_generated(args: argparse.Namespace) -> int:
-    """Words, voice and quality of speech that `generate --input` made."""
-    from llmcodec_jax.evaluation import generated
-    from llmcodec_jax.evaluation.reports import write_json
-
-    measures = _measures(args.additional)
-    rows = generated.read_rows(Path(args.list))
-    seconds = {"prompt_seconds": args.prompt_seconds, "voice_seconds": args.voice_seconds}
-    report = generated.evaluate(rows, Path(args.audio), measures, **seconds)
-    write_json(Path(args.output), report)
-    for name, value in report["mean"].items():
-        interval = report["interval"][name]
-        shown = "undefined on every clip" if value is None else f"{value:.4f}"
-        print(f"{name:10s} {shown}" + ("" if interval is None else f" ± {interval:.4f}"))
-    if report["pooled"]:
-        print(f"wer        {report['pooled']['wer']:.4f} pooled, {report['pooled']['words']} words")
-    for name, reason in report["absent"].items():
-        print(f"{name:10s} absent: {reason}")
-    return _print_failures(report["failed"], args.output)
 
 
 def _codec(path: str):
@@ -323,18 +279,6 @@ def _other_parsers(commands) -> None:
     parser.add_argument("--output", default="consistency.json", help="default: consistency.json")
     parser.set_defaults(run=measure_consistency)
     parser = commands.add_parser(
-        "generated", help="generated speech: words, voice, quality (docs/speech.md)"
-    )
-    parser.add_argument("--list", required=True, help="the JSON lines that generate --input read")
-    parser.add_argument("--audio", required=True, help="the folder that it wrote")
-    parser.add_argument("--output", default="generated.json", help="default: generated.json")
-    parser.add_argument(
-        "--additional", nargs="+", default=["wer,speaker,dnsmos"], metavar="NAME", help="measures"
-    )
-    for name in ("prompt", "voice"):
-        parser.add_argument(f"--{name}-seconds", type=float, default=3.0, help="as given there")
-    parser.set_defaults(run=hear_generated)
-    parser = commands.add_parser(
         "compare", help="one self-contained page of any number of codecs' reports"
     )
     parser.add_argument("codecs", nargs="+", metavar="NAME=FILES", help="NAME=a.json,b.json")
@@ -353,6 +297,10 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (_reconstruction_parser, _token_lm_parser, _salmon_parsers, _other_parsers):
         add(commands)
+    from llmcodec_jax.evaluation import abx, generated
+
+    abx.add_parser(commands, _codec)
+    generated.add_parser(commands)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     return args.run(args)

@@ -11,6 +11,7 @@ import numpy as np
 import scipy.fft
 
 from llmcodec_jax import audio
+from llmcodec_jax.errors import UsageError
 from llmcodec_jax.evaluation import speaker, whisper
 from llmcodec_jax.ops import dsp
 
@@ -26,6 +27,17 @@ OPTIONAL = {
 }
 """Measures that need more than this project's requirements -> modules they need: what to install.
 docs/evaluation.md says where each comes from and under which licence."""
+
+
+def requested(given: Iterable[str]) -> tuple[str, ...]:
+    """--additional wer,speaker or wer speaker -> their names, once each. Raises UsageError."""
+    names = tuple(dict.fromkeys(n for part in given for n in part.split(",") if n))
+    unknown = [name for name in names if name not in OPTIONAL]
+    if unknown:
+        raise UsageError(
+            f"--additional {', '.join(unknown)}: expected one of {', '.join(OPTIONAL)}"
+        )
+    return names
 
 
 def absent(names: Iterable[str]) -> dict[str, str]:

@@ -7,6 +7,7 @@ stranger's: the recording of the next row that names another one.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,13 @@ from tqdm import tqdm
 
 from llmcodec_jax import audio
 from llmcodec_jax.evaluation import additional, speaker, whisper
-from llmcodec_jax.evaluation.reports import EvaluationError, defined, summarise_columns
+from llmcodec_jax.evaluation.reports import (
+    EvaluationError,
+    defined,
+    print_failures,
+    summarise_columns,
+    write_json,
+)
 from llmcodec_jax.ops import files
 
 MEASURES = ("wer", "speaker", "dnsmos")
@@ -126,3 +133,37 @@ def _found(folder: Path, name: str) -> Path:
         if (folder / f"{name}{suffix}").is_file():
             return folder / f"{name}{suffix}"
     raise FileNotFoundError(f"{folder / name}: no .wav or .flac of that name")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Words, voice and quality of speech that `generate --input` made."""
+    measures = additional.requested(args.additional)
+    rows = read_rows(Path(args.list))
+    seconds = {"prompt_seconds": args.prompt_seconds, "voice_seconds": args.voice_seconds}
+    report = evaluate(rows, Path(args.audio), measures, **seconds)
+    write_json(Path(args.output), report)
+    for name, value in report["mean"].items():
+        interval = report["interval"][name]
+        shown = "undefined on every clip" if value is None else f"{value:.4f}"
+        print(f"{name:10s} {shown}" + ("" if interval is None else f" ± {interval:.4f}"))
+    if report["pooled"]:
+        print(f"wer        {report['pooled']['wer']:.4f} pooled, {report['pooled']['words']} words")
+    for name, reason in report["absent"].items():
+        print(f"{name:10s} absent: {reason}")
+    return print_failures(report["failed"], args.output)
+
+
+def add_parser(commands) -> None:
+    """The sub-command `generated` of `evaluate`."""
+    parser = commands.add_parser(
+        "generated", help="generated speech: words, voice, quality (docs/speech.md)"
+    )
+    parser.add_argument("--list", required=True, help="the JSON lines that generate --input read")
+    parser.add_argument("--audio", required=True, help="the folder that it wrote")
+    parser.add_argument("--output", default="generated.json", help="default: generated.json")
+    parser.add_argument(
+        "--additional", nargs="+", default=["wer,speaker,dnsmos"], metavar="NAME", help="measures"
+    )
+    for name in ("prompt", "voice"):
+        parser.add_argument(f"--{name}-seconds", type=float, default=3.0, help="as given there")
+    parser.set_defaults(run=run)

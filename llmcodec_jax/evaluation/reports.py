@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -52,3 +53,12 @@ def write_json(path: Path, content: dict) -> None:
     """Writes JSON atomically."""
     with files.replacing(path) as partial:
         partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", "utf-8")
+
+
+def print_failures(failed: dict[str, str], output: str) -> int:
+    """Clips that could not be used, on stderr -> exit status."""
+    for reason in failed.values():
+        print(f"failed: {reason}", file=sys.stderr)
+    if failed:
+        print(f"{len(failed)} clips left out; {output} names them", file=sys.stderr)
+    return 1 if failed else 0

@@ -29,7 +29,7 @@ def test_rows_are_matched_and_what_is_missing_is_named(tmp_path, monkeypatch, ca
 
 
 def test_a_stranger_is_another_voice():
-    assert generated._strangers(["a", "a", None, "b"]) == ["b", "b", "a", "a"]
+    assert generated._strangers(["a", "a", None, "b"]) == ["b", "b", "b", "a"]
     assert generated._strangers(["a", None]) == [None, "a"]
 
 
