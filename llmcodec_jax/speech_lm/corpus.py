@@ -1,8 +1,8 @@
 """Token corpora: clips as codes, with their text and voice, from audio or from a table.
 
 A source of audio (`data.sources`) is coded once a codec: what is coded lies in the cache folder
-under the codec's digest, in pieces, so that an interrupted run goes on where it stopped. A table
-of tokens ("tokens:PATH", Parquet, JSON lines, or a folder of either) is read as it is.
+under the codec's digest, in pieces, so that an interrupted run goes on where it stopped. A token
+table ("tokens:PATH", `data.token_table`) is read as it is.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -24,15 +24,13 @@ from llmcodec_jax.codec import tokens
 from llmcodec_jax.data.cache import cache_dir
 from llmcodec_jax.data.records import Source
 from llmcodec_jax.data.sources import open_source
-from llmcodec_jax.errors import UsageError, UserError
+from llmcodec_jax.data.token_table import TokenTable
+from llmcodec_jax.errors import UserError
 from llmcodec_jax.ops import files
 
 logger = logging.getLogger(__name__)
 
 PIECE = 64  # clips of a source that are coded and kept together
-TABLES = (".parquet", ".jsonl")
-TRANSCRIPTS = ("transcript", "text", "sentence")
-"""Columns of a table that may hold what is said, in this order."""
 
 
 class Clip(NamedTuple):
@@ -56,7 +54,7 @@ def read(spec: str, codec, levels: int, cache: str | Path | None = None) -> list
     """
     kind, _, path = spec.partition(":")
     if kind == "tokens":
-        return list(read_table(Path(path).expanduser(), codec, levels))
+        return list(read_table(path, codec, levels))
     source = open_source(spec, cache=cache)
     return list(read_coded(source, codec, levels, cache_dir(cache)))
 
@@ -134,55 +132,29 @@ def _read_piece(path: Path) -> tuple[list[Clip], list[str]] | None:
     ], about["failed"]
 
 
-def read_table(path: Path, codec, levels: int) -> Iterator[Clip]:
-    """Rows of `export_tokens`, or of any table with a column `codes`.
+def read_table(path: str, codec, levels: int) -> Iterator[Clip]:
+    """Rows of a token table (`data.token_table`), damaged ones counted and named in the log.
 
-    Columns: `codes` (indices of `<CODEC_i>`, frame by frame), and where there are any `id`,
-    `speaker`, `transcript` (or `text`, `sentence`), `codec`, `codebook_size`, `levels`. Raises
-    CorpusError where they are another codec's.
+    Raises AudioError where there is no table, CorpusError where it is another codec's.
     """
-    for number, (file, row) in enumerate(_rows(path)):
-        where = f"{file}: row {number}"
-        if row.get("codes") is None:
-            raise CorpusError(f"{where} has no `codes`; `llmcodec export_tokens` writes them")
-        _check_row(row, codec, where)
-        codes = np.asarray(row["codes"], np.int32)
-        held = int(row.get("levels") or codec.levels)
-        if codes.ndim != 1 or not len(codes) or len(codes) % held or codes.min() < 0:
-            raise CorpusError(f"{where}: codes are {codes.shape}, not indices of {held} a frame")
-        if codes.max() >= codec.codebook_size * held:
-            raise CorpusError(f"{where}: code {codes.max()} is none of this codec's")
-        said = next((row[name] for name in TRANSCRIPTS if row.get(name)), "")
-        said = "" if said.startswith("<CODEC_") else said  # the codes as text: no transcript
-        if held < levels:
-            raise CorpusError(f"{where} holds {held} levels; the config asks for {levels}")
-        codes = codes.reshape(-1, held)[:, :levels].reshape(-1)
-        yield Clip(str(row.get("id") or number), str(row.get("speaker") or ""), said, codes)
-
-
-def _check_row(row: dict[str, Any], codec, where: str) -> None:
+    table = TokenTable(path)
+    held = {"codec": table.codec, "codebook_size": table.codebook_size}
     for name, mine in (("codec", codec.digest), ("codebook_size", codec.codebook_size)):
-        if row.get(name) not in (None, mine):
+        if held[name] not in (None, mine):
             raise CorpusError(
-                f"{where} was made by another codec: {name} {row[name]}, and this one's is {mine}"
+                f"{path} was made by another codec: {name} {held[name]}, and this one's is {mine}"
             )
-
-
-def _rows(path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Every row of a table, or of all tables below a folder."""
-    found = [path] if path.is_file() else sorted(p for e in TABLES for p in path.rglob(f"*{e}"))
-    if not found:
-        raise CorpusError(f"tokens:{path}: no .parquet or .jsonl there")
-    for file in found:
-        if file.suffix == ".jsonl":
-            yield from ((file, row) for row in files.read_json_lines(file))
-        elif file.suffix == ".parquet":
-            from pyarrow import ArrowInvalid, parquet
-
-            try:
-                for batch in parquet.ParquetFile(file).iter_batches(512):
-                    yield from ((file, row) for row in batch.to_pylist())
-            except ArrowInvalid as error:
-                raise CorpusError(f"{file}: not a readable Parquet file ({error})") from error
-        else:
-            raise UsageError(f"tokens:{file}: expected .parquet or .jsonl")
+    if table.levels < levels:
+        raise CorpusError(f"{path} holds {table.levels} levels; the config asks for {levels}")
+    failed = []
+    for index in range(len(table)):
+        try:
+            codes = table.numbers(index).reshape(-1, table.levels)[:, :levels].reshape(-1)
+        except AudioError as error:
+            failed.append(str(error))
+            continue
+        speaker = table.group(index)
+        known = speaker if speaker != table.name(index) else ""
+        yield Clip(table.name(index), known, table.transcript(index) or "", codes)
+    if failed:
+        logger.warning("%s: %d rows left out: %s", path, len(failed), failed[0])
