@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-import llmcodec_jax
+from llmcodec_jax.codec import inference
 from llmcodec_jax.data.embedded import lm_path
 from llmcodec_jax.data.prefetch import prefetch
 from llmcodec_jax.errors import UsageError
@@ -135,7 +135,7 @@ def _run(config: SpeechConfig, workdir: Path, interrupted: Interrupted, restart:
     shards = sharding.batch_shards(mesh)
     if config.data.batch_size % shards:
         raise UsageError(f"data.batch_size={config.data.batch_size} does not divide over {shards}")
-    codec = together(lambda: llmcodec_jax.load_codec(config.codec))
+    codec = together(lambda: inference.load(config.codec))
     lm_config, lm_params, tokenizer = together(lambda: load_language_model(config, mesh))
     lm_digest = digest(lm_params) if lm_params is not None else ""
     vocabulary, loader, heldout = together(lambda: open_data(config, codec, tokenizer))

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-import llmcodec_jax
-from llmcodec_jax.codec import tokens
+from llmcodec_jax.codec import inference, tokens
 from llmcodec_jax.data.embedded import lm_path
 from llmcodec_jax.errors import UsageError, UserError
 from llmcodec_jax.lm import generate, lora
@@ -219,7 +218,7 @@ def load(run: str | Path, codec: str | Path | None = None) -> SpeechLM:
         raise FileNotFoundError(f"{run}: no {ABOUT_NAME} there; name a run of speech_lm.train")
     about = json.loads((run / ABOUT_NAME).read_text())
     config = json.loads((run / CONFIG_NAME).read_text())
-    opened = llmcodec_jax.load_codec(codec or about["codec"])
+    opened = inference.load(codec or about["codec"])
     wanted = about["codec_facts"]["digest"]
     if opened.digest != wanted:
         raise UsageError(
