@@ -59,7 +59,8 @@ class SpeechLM:
 class SpeechData:
     """What is learned from."""
 
-    # librispeech:DIR, folder:DIR, ... (data/sources.py), coded once; or tokens:PATH, as it is.
+    # librispeech:DIR, folder:DIR, ... (data/sources.py), coded once; tokens:PATH, as it is;
+    # dialogues:FILE.jsonl for chat (dialogues.py).
     sources: tuple[str, ...] = ()
     levels: int = 0  # a residual codec's levels that are read, interleaved; 0 all
     eval_fraction: float = 0.05  # of the clips, by a hash of their names

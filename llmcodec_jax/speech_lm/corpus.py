@@ -21,9 +21,7 @@ from tqdm import tqdm
 from llmcodec_jax import audio
 from llmcodec_jax.audio import AudioError
 from llmcodec_jax.codec import tokens
-from llmcodec_jax.data.cache import cache_dir
 from llmcodec_jax.data.records import Source
-from llmcodec_jax.data.sources import open_source
 from llmcodec_jax.data.token_table import TokenTable
 from llmcodec_jax.errors import UserError
 from llmcodec_jax.ops import files
@@ -33,30 +31,26 @@ logger = logging.getLogger(__name__)
 PIECE = 64  # clips of a source that are coded and kept together
 
 
+class Said(NamedTuple):
+    """One turn of a dialogue."""
+
+    role: str  # of `template.ROLES`
+    text: str  # "" where it is speech alone
+    codes: np.ndarray | None  # int32 [T * Q], None where it is text alone
+
+
 class Clip(NamedTuple):
-    """One recording."""
+    """One recording, or a dialogue's recordings one after the other."""
 
     name: str
     speaker: str  # "" where it is not known
     text: str  # "" where there is none
     codes: np.ndarray  # int32 [T * Q], indices of `<CODEC_i>`, frame by frame
+    turns: tuple[Said, ...] = ()  # of a dialogue
 
 
 class CorpusError(UserError, ValueError):
     """Tokens that this codec's speech LM cannot read; the message names the file and the fix."""
-
-
-def read(spec: str, codec, levels: int, cache: str | Path | None = None) -> list[Clip]:
-    """A source of audio or "tokens:PATH" -> its clips, of the first `levels` levels.
-
-    `codec` is an `inference.Codec`. Raises UsageError, AudioError or CorpusError; single clips
-    that cannot be used are counted and named in the log.
-    """
-    kind, _, path = spec.partition(":")
-    if kind == "tokens":
-        return list(read_table(path, codec, levels))
-    source = open_source(spec, cache=cache)
-    return list(read_coded(source, codec, levels, cache_dir(cache)))
 
 
 def read_coded(source: Source, codec, levels: int, cache: Path) -> Iterator[Clip]:

@@ -45,11 +45,13 @@ def usable(clips: Sequence[Clip], config: SpeechConfig, frame_tokens: float) -> 
     data, counts, kept = config.data, collections.Counter(), []
     for clip in clips:
         seconds = len(clip.codes) / frame_tokens
-        if seconds < data.min_seconds:
+        if clip.turns and config.task != "chat":
+            counts["a dialogue, which only the chat task reads"] += 1
+        elif seconds < data.min_seconds and not clip.turns:
             counts["shorter than data.min_seconds"] += 1
         elif config.task != "continuation" and seconds > data.max_seconds:
             counts["longer than data.max_seconds"] += 1
-        elif config.task != "continuation" and not clip.text:
+        elif config.task != "continuation" and not clip.text and not clip.turns:
             counts["without text"] += 1
         else:
             kept.append(clip)
@@ -113,7 +115,10 @@ class Sequences:
         return template.continuation(self._vocabulary, codes, ends=False)
 
     def _chat(self, clip: Clip, generator: np.random.Generator) -> Document:
-        """Cross-modal instruction: heard speech is written down, or written text is said."""
+        """A dialogue as it is; of a clip heard speech is written down, or written text is said."""
+        if clip.turns:
+            said = [Turn(turn.role, self.text(turn.text), turn.codes) for turn in clip.turns]
+            return template.chat(self._vocabulary, said)
         text = self.text(clip.text)
         if generator.random() < 0.5:
             turns = [Turn("user", codes=clip.codes), Turn("assistant", text)]

@@ -19,7 +19,7 @@ from llmcodec_jax.lm.load import load_lm
 from llmcodec_jax.lm.weights import digest
 from llmcodec_jax.ops import files
 from llmcodec_jax.speech_lm import config as configs
-from llmcodec_jax.speech_lm import corpus, data
+from llmcodec_jax.speech_lm import data, sources
 from llmcodec_jax.speech_lm.batches import PackedBatch, PackedBatches, held_out
 from llmcodec_jax.speech_lm.config import BYTES, SpeechConfig
 from llmcodec_jax.speech_lm.method import SPEECH, SpeechMethod, init_state
@@ -87,7 +87,7 @@ def open_data(
     texts = BYTES if tokenizer is None else len(tokenizer)
     vocabulary = Vocabulary(codec.codebook_size, levels, texts)
     rate = codec.frame_rate * levels
-    clips = [c for spec in config.data.sources for c in corpus.read(spec, codec, levels)]
+    clips = [c for spec in config.data.sources for c in sources.read(spec, codec, levels)]
     clips = data.usable(clips, config, rate)
     training, kept = data.split(clips, config.data)
     make = data.Sequences(config, vocabulary, rate, data.reader(tokenizer), training)

@@ -8,18 +8,22 @@ import types
 import wave
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from llmcodec_jax import audio, export_tokens, generate, load_codec
 from llmcodec_jax.codec import tokens
 from llmcodec_jax.errors import UsageError
+from llmcodec_jax.lm import decoder, huggingface
 from llmcodec_jax.lm.sampling import GREEDY, Sampling
-from llmcodec_jax.speech_lm import corpus, speaker
-from llmcodec_jax.speech_lm.config import default_config
+from llmcodec_jax.lm.tokenizer import TextTokenizer
+from llmcodec_jax.speech_lm import corpus, data, sources, speaker, template
+from llmcodec_jax.speech_lm.config import default_config, read_config
 from llmcodec_jax.speech_lm.run import run
 from llmcodec_jax.training.resume import CheckpointError
-from tests.tiny import babble, write_corpus
+from tests.tiny import babble, tiny_lm_config, write_corpus
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +72,7 @@ def test_a_run_resumes_and_its_rows_are_whole(trained, source):
 def test_tokens_are_coded_once(trained, source, codec, monkeypatch):
     """The second reading needs no codec: only its digest."""
     monkeypatch.setattr(type(codec), "encode", lambda *_: pytest.fail("coded again"))
-    clips = corpus.read(f"librispeech:{source}", codec, 1)
+    clips = sources.read(f"librispeech:{source}", codec, 1)
     assert len(clips) == 8
     assert {clip.speaker for clip in clips} == {"1", "2"}
 
@@ -79,11 +83,36 @@ def test_a_table_of_tokens_is_read_as_it_is(codec, tmp_path):
     table = tmp_path / "t.parquet"
     given = ["--input", str(tmp_path / "npz"), "--output", str(table)]
     assert export_tokens.main(given) == 0
-    clip = corpus.read(f"tokens:{table}", codec, 1)[0]
+    clip = sources.read(f"tokens:{table}", codec, 1)[0]
     np.testing.assert_array_equal(clip.codes, codes)
     other = types.SimpleNamespace(digest="another", codebook_size=codec.codebook_size)
     with pytest.raises(corpus.CorpusError, match="made by another codec"):
-        corpus.read(f"tokens:{table}", other, 1)
+        sources.read(f"tokens:{table}", other, 1)
+
+
+def test_dialogues_are_read_as_they_are(codec, source, tmp_path, caplog):
+    audio.write(tmp_path / "q.wav", babble(0.4, 1), 16000)
+    turns = [{"role": "user", "audio": "q.wav"}, {"role": "assistant", "text": "Yes"}]
+    lost = [{"role": "user", "audio": "nowhere.wav"}]
+    lines = [{"id": "a", "turns": turns}, {"id": "b", "turns": lost}]
+    path = tmp_path / "d.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    caplog.set_level("WARNING", "llmcodec_jax")
+    (clip,) = sources.read(f"dialogues:{path}", codec, 1, tmp_path / "cache")
+    assert "1 dialogues left out, first b" in caplog.text
+    config = tiny(source, task="chat")
+    words = template.Vocabulary(codec.codebook_size, 1, 256)
+    make = data.Sequences(read_config(config), words, 50.0, data.bytes_of, [clip])
+    ids, learned = make(clip, np.random.default_rng(0))
+    assert ids[:2].tolist() == [words.mark("<user>"), words.mark("<audio>")]
+    assert ids[2:22].tolist() == codec.encode(babble(0.4, 1), 16000).tolist()
+    said = [words.mark("<text>"), *(ord(c) + words.rows for c in "yes"), words.mark("<end>")]
+    assert ids[-5:].tolist() == said
+    assert learned[-5:].all()
+    assert not learned[:-5].any()
+    path.write_text(json.dumps({"turns": [{"role": "system", "text": "x"}]}) + "\n")
+    with pytest.raises(UsageError, match=r"d\.jsonl:1: a turn's role"):
+        sources.read(f"dialogues:{path}", codec, 1, tmp_path / "cache")
 
 
 def test_speech_comes_out(trained, tmp_path, capsys):
@@ -128,8 +157,34 @@ def test_requests_do_not_depend_on_their_company_and_heads_do_not_change_greedy(
 
 
 @pytest.mark.slow
-def test_an_interrupted_command_resumes(source, tmp_path):
-    """The command itself: 75 when asked to stop, 0 when the same command has finished."""
+def test_a_pretrained_lm_chats_by_adapters_alone(source, tmp_path):
+    """The text LM stays as it is, speech is written and text is learned beside it."""
+    words = {word: i for i, word in enumerate(["?", "speaker", "says", *"0123456789"])}
+    built = Tokenizer(models.WordLevel(words, unk_token="?"))
+    built.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    config = tiny_lm_config(2)
+    params = decoder.init_params(config, jax.random.key(0))
+    huggingface.export(tmp_path / "lm", config, params, TextTokenizer(built))
+    given = tiny(source, task="chat")
+    given.lm.path, given.lm.tune, given.lm.horizons, given.lm.rank = (
+        str(tmp_path / "lm"), "lora", 1, 4,
+    )  # fmt: skip
+    assert run(given, tmp_path / "run")
+    rows = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss/token/1"] for row in rows if "loss/token/1" in row]
+    assert len(losses) == 4
+    assert np.isfinite(losses).all()
+    lm = speaker.load(tmp_path / "run")
+    assert lm.writer.heads.shape[0] == 1
+    spoken = next(lm.speak([speaker.Request("speaker 1")], Sampling(), max_seconds=0.4))
+    assert len(spoken.wav) > 0
+    with pytest.raises(UsageError, match="no voice prompt"):
+        lm.prompt(speaker.Request("speaker 1", voice=babble(0.5, 1)))
+
+
+@pytest.mark.slow
+def test_the_command_trains_and_a_clip_is_continued(source, tmp_path):
+    """As a user would type it."""
     config = Path(__file__).parents[2] / "configs/speech/continuation.py"
     command = [sys.executable, "-m", "llmcodec_jax.speech_lm.train", "--config", str(config)]
     command += ["--workdir", str(tmp_path), f"--config.data.sources=('librispeech:{source}',)"]

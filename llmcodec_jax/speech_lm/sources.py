@@ -1,0 +1,25 @@
+"""Sources of a speech LM by name: audio, token tables, dialogues."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llmcodec_jax.data.cache import cache_dir
+from llmcodec_jax.data.sources import open_source
+from llmcodec_jax.speech_lm import corpus, dialogues
+from llmcodec_jax.speech_lm.corpus import Clip
+
+
+def read(spec: str, codec, levels: int, cache: str | Path | None = None) -> list[Clip]:
+    """A source of audio, "tokens:PATH" or "dialogues:FILE" -> clips of the first `levels` levels.
+
+    `codec` is an `inference.Codec`. Raises UsageError, AudioError or CorpusError; single clips
+    that cannot be used are counted and named in the log.
+    """
+    kind, _, path = spec.partition(":")
+    if kind == "tokens":
+        return list(corpus.read_table(path, codec, levels))
+    if kind == "dialogues":
+        return list(dialogues.read(Path(path).expanduser(), codec, levels, cache_dir(cache)))
+    source = open_source(spec, cache=cache)
+    return list(corpus.read_coded(source, codec, levels, cache_dir(cache)))
