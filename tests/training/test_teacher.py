@@ -14,10 +14,12 @@ from llmcodec_jax.evaluation import additional
 from llmcodec_jax.semantics import published
 from llmcodec_jax.training import teacher as teachers
 from llmcodec_jax.training.config import read_config
+from llmcodec_jax.training.gradients import taught_loss
 from llmcodec_jax.training.method import Distillation, Method
 from llmcodec_jax.training.schedules import Phase
 from llmcodec_jax.training.state import init_state
 from llmcodec_jax.training.step import train_step
+from llmcodec_jax.types import CodecOutput
 from tests.semantics.test_units import TINY
 from tests.training.test_step import tiny_batch
 
@@ -48,6 +50,35 @@ def method(folder, **changes) -> Method:
     return Method.from_config(read_config(c), None)
 
 
+def test_the_gradient_reaches_the_encoder_through_the_first_level(encoder):
+    """Straight through the quantiser: what the map is told, the latent is told."""
+    taught = method(encoder)
+    hear = teachers.with_features(teachers.open_teacher(taught.distillation), taught.codec)
+    batch = hear(tiny_batch())
+    assert batch.features.shape == (4, 30, 16)
+    keys = jax.random.split(jax.random.key(0))
+    latent = jax.random.normal(keys[0], (4, 30, 32))
+    kernel = jax.random.normal(keys[1], (32, 16))
+    mask = jnp.arange(30) < -(-batch.wav_length // 320)[:, None]
+    output = CodecOutput(latent, jnp.ones((4, 30), jnp.int32), latent, latent, None, mask)
+    codec = taught.codec
+    variables = jax.eval_shape(lambda k: codec.init(k, batch.wav[:1], method="encode"), keys[0])
+    params = jax.tree.map(lambda x: jnp.full(x.shape, 0.1), variables["params"])
+
+    def loss(latent, kernel):
+        given = output.replace(latent=latent)
+        found = taught_loss(taught, {"distillation": {"kernel": kernel}}, params, {}, batch, given)
+        return found["distillation"][0]
+
+    to_latent, to_kernel = jax.grad(loss, argnums=(0, 1))(latent, kernel)
+    assert jnp.abs(to_latent[mask]).min(axis=-1).max() > 0
+    assert not to_latent[~mask].any()
+    assert jnp.abs(to_kernel).max() > 0
+    # The first level is what is judged: another latent with the same codes costs the same.
+    assert loss(2 * latent, kernel) == pytest.approx(float(loss(latent, kernel)), rel=1e-5)
+
+
+@pytest.mark.slow
 def test_a_codec_learns_what_its_teacher_hears(encoder):
     taught = method(encoder)
     hear = teachers.with_features(teachers.open_teacher(taught.distillation), taught.codec)
