@@ -8,8 +8,9 @@ import io
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -46,22 +47,28 @@ def find(folder: str | Path) -> list[Path]:
     if not Path(folder).is_dir():
         raise AudioError(f"{folder}: no such folder")
     found, left_out = files.find(folder, EXTENSIONS)
+    check_found(folder, found, left_out)
+    return found
+
+
+def check_found(folder: str | Path, found: Sequence, left_out: Sequence[str]) -> None:
+    """Tells what was left out of a folder. Raises AudioError where no audio was found."""
     if not found:
         kinds, but = ", ".join(EXTENSIONS), "; ".join(["", *left_out])
         raise AudioError(f"{folder}: no audio file ({kinds}) below this folder{but}")
     if left_out:
         logger.warning("%s: left out %s", folder, ", ".join(left_out))
-    return found
 
 
-def open_file(file: str | Path | bytes, label: str = "") -> soundfile.SoundFile:
-    """Opens a file, or a file's bytes, for reading; `label` names the audio in errors.
+def open_file(file: str | Path | bytes | BinaryIO, label: str = "") -> soundfile.SoundFile:
+    """Opens a file, its bytes or an open binary file for reading; `label` names it in errors.
 
     Raises AudioError where it is missing, no audio, empty, or shorter than its header says.
     """
     label = label or str(file)
     try:
-        opened = soundfile.SoundFile(io.BytesIO(file) if isinstance(file, bytes) else native(file))
+        given = io.BytesIO(file) if isinstance(file, bytes) else file
+        opened = soundfile.SoundFile(native(given) if isinstance(given, str | Path) else given)
         if opened.frames <= 0:
             raise AudioError(f"{label}: holds no samples")
         cut = _truncation(opened, file)
@@ -72,7 +79,7 @@ def open_file(file: str | Path | bytes, label: str = "") -> soundfile.SoundFile:
     return opened
 
 
-def _truncation(opened: soundfile.SoundFile, file: str | Path | bytes) -> str:
+def _truncation(opened: soundfile.SoundFile, file: str | Path | bytes | BinaryIO) -> str:
     """How a file shows that its end is missing, where its decoder would not mind; "" if whole."""
     if opened.format in ("WAV", "WAVEX"):
         sizes = re.search(r"^data : (\d+) \(should be (\d+)\)", opened.extra_info, re.MULTILINE)
@@ -82,16 +89,23 @@ def _truncation(opened: soundfile.SoundFile, file: str | Path | bytes) -> str:
     if opened.format == "OGG":
         if isinstance(file, bytes):
             end = file[-_OGG_PAGE:]
-        else:
+        elif isinstance(file, str | Path):
             with open(file, "rb") as stream:
-                stream.seek(max(stream.seek(0, io.SEEK_END) - _OGG_PAGE, 0))
-                end = stream.read()
+                end = _last(stream)
+        else:
+            place, end = file.tell(), _last(file)
+            file.seek(place)
         page = end[end.rfind(b"OggS") :]
         segments = page[27 : 27 + page[26]] if len(page) > 26 else b""
         # Bit 2 of the flags marks the last page; the sizes of its segments say where it ends.
         if len(page) < 27 or not page[5] & 4 or len(page) < 27 + len(segments) + sum(segments):
             return "its last page is missing"
     return ""
+
+
+def _last(stream: BinaryIO) -> bytes:
+    stream.seek(max(stream.seek(0, io.SEEK_END) - _OGG_PAGE, 0))
+    return stream.read()
 
 
 def read(path: str | Path) -> tuple[np.ndarray, int]:
@@ -127,6 +141,19 @@ def resample(wav: np.ndarray, source_rate: int, target_rate: int) -> np.ndarray:
     if source_rate == target_rate:
         return np.asarray(wav, np.float32)
     return soxr.resample(np.asarray(wav, np.float32), source_rate, target_rate, quality="HQ")
+
+
+def resample_blocks(
+    blocks: Iterable[np.ndarray], source_rate: int, target_rate: int
+) -> Iterator[np.ndarray]:
+    """`resample` of mono float32 blocks [n] that follow each other, in flat memory."""
+    if source_rate == target_rate:
+        yield from blocks
+        return
+    resampler = soxr.ResampleStream(source_rate, target_rate, 1, dtype="float32", quality="HQ")
+    for block in blocks:
+        yield resampler.resample_chunk(block)
+    yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
 @functools.cache

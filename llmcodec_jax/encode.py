@@ -3,7 +3,8 @@
     python -m llmcodec_jax.encode --codec CODEC --input FILE_OR_DIR --output DIR
 
 Files that exist are skipped, so an interrupted run resumes where it stopped. Unreadable files are
-named at the end and make the exit code 1; all others are done.
+named at the end and make the exit code 1; all others are done. With --engine local or ray a corpus
+of any size and kind becomes one token table instead (`corpus/`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import soxr
 from tqdm import tqdm
 
 from llmcodec_jax import audio
@@ -44,20 +44,20 @@ def read(path: Path, sample_rate: int, work: jobs.Work) -> np.ndarray | Path:
 
 def stream(path: Path, sample_rate: int) -> Iterator[np.ndarray]:
     """A long file as mono float32 blocks at `sample_rate`. Raises AudioError."""
-    heard = 0
+
+    def blocks(file) -> Iterator[np.ndarray]:
+        heard = 0
+        while len(block := file.read(int(BLOCK * file.samplerate), "float32", always_2d=True)):
+            heard += len(block)
+            mono = block.mean(axis=1)
+            if not np.isfinite(mono).all():
+                raise audio.AudioError(f"{path}: holds NaN or infinite samples")
+            yield mono
+        audio.check_length(heard, file.frames, str(path))
+
     try:
         with audio.open_file(path) as file:
-            rate, size = file.samplerate, int(BLOCK * file.samplerate)
-            resampler = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32", quality="HQ")
-            while len(block := file.read(size, dtype="float32", always_2d=True)):
-                heard += len(block)
-                mono = block.mean(axis=1)
-                if not np.isfinite(mono).all():
-                    raise audio.AudioError(f"{path}: holds NaN or infinite samples")
-                yield mono if rate == sample_rate else resampler.resample_chunk(mono)
-            if rate != sample_rate:
-                yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
-            audio.check_length(heard, file.frames, str(path))
+            yield from audio.resample_blocks(blocks(file), file.samplerate, sample_rate)
     except audio.LIBRARY_ERRORS as error:
         raise audio.AudioError(f"{path}: cannot be decoded ({error})") from error
 
@@ -99,9 +99,29 @@ def encode_corpus(codec, work: jobs.Work) -> None:
 
 @answer_errors
 def main(argv: list[str] | None = None) -> int:
-    parser = jobs.arguments(__doc__.splitlines()[0], "folder for the .npz token files")
+    parser = jobs.arguments(
+        __doc__.splitlines()[0], "folder for the token files, or for the shards", str
+    )
+    table = parser.add_argument_group("corpora as a token table")
+    table.add_argument(
+        "--engine",
+        default="files",
+        choices=("files", "local", "ray"),
+        help="files: one .npz a clip. local, ray: Parquet shards of any source (docs/corpora.md), "
+        "made by processes here or by a Ray cluster",
+    )
+    table.add_argument("--address", help="of a running Ray cluster, or auto; by default one here")
+    table.add_argument("--workers", type=jobs.positive, help="processes; by default one a device")
+    table.add_argument(
+        "--clips-per-shard", type=jobs.positive, default=256, help="of the Parquet files"
+    )
     args = parser.parse_args(argv)
-    work = jobs.plan(args.input, args.output, ".npz", audio.EXTENSIONS, args.overwrite)
+    if args.engine != "files":
+        from llmcodec_jax.corpus import tokenise
+
+        return tokenise.run(args)
+    source, output = Path(args.input), Path(args.output)
+    work = jobs.plan(source, output, ".npz", audio.EXTENSIONS, args.overwrite)
     if work.jobs:
         encode_corpus(jobs.open_codec(args), work)
     return work.finish("encoded")

@@ -15,7 +15,7 @@ ROOT_MODULES = 20
 LAYERS = (
     {"types", "errors", "ops", "audio", "hardware", "pages"},
     {"codec", "bridge", "lm", "discriminators", "losses", "data", "semantics"},
-    {"training", "evaluation"},
+    {"training", "evaluation", "corpus"},
     {"compiling", "speech_lm"},
     {"study", "benchmarks", "web", "portable"},
 )

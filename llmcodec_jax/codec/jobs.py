@@ -142,8 +142,10 @@ def open_codec(args: argparse.Namespace):
     return llmcodec_jax.load_codec(args.codec, dtype=args.dtype, batch_size=args.batch_size)
 
 
-def arguments(description: str, output_help: str) -> argparse.ArgumentParser:
-    """The options that encoding and decoding share."""
+def arguments(
+    description: str, output_help: str, place: Callable[[str], Any] = Path
+) -> argparse.ArgumentParser:
+    """The options that encoding and decoding share; `place` is the type of --input and --output."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -153,8 +155,8 @@ def arguments(description: str, output_help: str) -> argparse.ArgumentParser:
         help="mini (shipped), run or codec folder, .safetensors, .pt, Hugging Face model folder, "
         "or hf:OWNER/NAME",
     )
-    parser.add_argument("--input", required=True, type=Path, help="a file, or a folder of files")
-    parser.add_argument("--output", required=True, type=Path, help=output_help)
+    parser.add_argument("--input", required=True, type=place, help="a file, or a folder of files")
+    parser.add_argument("--output", required=True, type=place, help=output_help)
     parser.add_argument(
         "--overwrite", action="store_true", help="redo files whose output exists already"
     )

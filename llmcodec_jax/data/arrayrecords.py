@@ -10,7 +10,6 @@ by name opens no record. `python -m llmcodec_jax.data.prepare` writes them.
 from __future__ import annotations
 
 import contextlib
-import glob
 import io
 import json
 import struct
@@ -22,13 +21,15 @@ import soundfile
 from array_record.python import array_record_module
 
 from llmcodec_jax.audio import AudioError
+from llmcodec_jax.data import stores
 from llmcodec_jax.data.records import EncodedSound, Record
-from llmcodec_jax.data.shards import ShardReader
+from llmcodec_jax.data.shards import open_shards
 from llmcodec_jax.ops import files
 from llmcodec_jax.types import DOMAINS
 
 MAGIC = b"LCA1"
 SUFFIX = ".array_record"
+_NAMES = ".names"
 CODECS = {"flac": ("FLAC", "PCM_16"), "opus": ("OGG", "OPUS")}
 
 
@@ -89,7 +90,7 @@ def _flat(text: str) -> str:
 
 
 def _sidecar(shard: Path) -> Path:
-    return shard.with_suffix(".names")
+    return shard.with_suffix(_NAMES)
 
 
 class ArrayRecordSource:
@@ -97,31 +98,33 @@ class ArrayRecordSource:
 
     def __init__(self, pattern: str):
         """Raises AudioError where no shard, or no sidecar to one, is found."""
-        expanded = Path(pattern).expanduser()
-        pattern = str(expanded / f"*{SUFFIX}") if expanded.is_dir() else str(expanded)
-        self.paths = sorted(path for path in glob.glob(pattern) if path.endswith(SUFFIX))
+        self.paths = stores.expand(pattern, SUFFIX)
         if not self.paths:
             raise AudioError(f"{pattern}: no {SUFFIX} file matches")
-        self.label = Path(self.paths[0]).resolve().parent.name
+        self.label = stores.folder_name(self.paths[0])
         self._names: list[str] = []
         self._groups: list[str] = []
+        self.shards: list[int] = []  # records of each file
         for path in self.paths:
-            self._add_names(Path(path))
-        self._reader = ShardReader(self.paths, "write the set again with llmcodec_jax.data.prepare")
+            self._add_names(path)
+            self.shards.append(len(self._names) - sum(self.shards))
+        self._reader = open_shards(self.paths, "write the set again with llmcodec_jax.data.prepare")
         if len(self._reader) != len(self._names):
             raise AudioError(
                 f"{pattern}: {len(self._reader)} records but {len(self._names)} names beside them; "
                 "write the set again with llmcodec_jax.data.prepare"
             )
 
-    def _add_names(self, shard: Path) -> None:
-        names = _sidecar(shard)
-        if not names.is_file():
+    def _add_names(self, shard: str) -> None:
+        names = shard.removesuffix(SUFFIX) + _NAMES
+        try:
+            lines = stores.read(names).decode("utf-8").splitlines()
+        except FileNotFoundError as error:
             raise AudioError(
-                f"{shard}: {names.name} is missing beside it; copy it too, or write the set "
+                f"{shard}: {Path(names).name} is missing beside it; copy it too, or write the set "
                 "again with llmcodec_jax.data.prepare"
-            )
-        for line in names.read_text("utf-8").splitlines():
+            ) from error
+        for line in lines:
             name, _, speaker = line.partition("\t")
             self._names.append(name)
             self._groups.append(speaker or name)

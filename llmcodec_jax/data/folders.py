@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import collections
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from llmcodec_jax import audio
 from llmcodec_jax.audio import AudioError
-from llmcodec_jax.data.records import EncodedSound, Record, Word, read_text
+from llmcodec_jax.data.records import Record, Word
+from llmcodec_jax.data.tree import Tree
 from llmcodec_jax.data.words import ALIGNMENT, read_alignment, read_words
-from llmcodec_jax.ops import files
 from llmcodec_jax.types import DOMAINS
 
 logger = logging.getLogger(__name__)
@@ -30,20 +31,18 @@ class LibriSpeechSource:
 
     def __init__(self, folder: str | Path):
         """Raises AudioError where `folder` holds no transcript in this layout."""
-        self.folder = Path(folder)
-        self.label = self.folder.resolve().name
+        self.tree = Tree(folder)
+        self.label = self.tree.label
         self._items: list[tuple[str, str, str]] = []  # (ID, path below the folder, text)
-        if not self.folder.is_dir():
-            raise AudioError(f"{folder}: no such folder")
-        found, left_out = files.find(self.folder, (_TRANSCRIPT, *audio.EXTENSIONS))
+        found, left_out = self.tree.find((_TRANSCRIPT, *audio.EXTENSIONS))
         if left_out:
             logger.warning("%s: left out %s", folder, ", ".join(left_out))
         chapters = collections.defaultdict(list)
-        for path in found:
-            chapters[path.parent].append(path)
+        for name in found:
+            chapters[os.path.dirname(name)].append(name)
         missing = 0
-        for transcript in (path for path in found if path.name.endswith(_TRANSCRIPT)):
-            missing += self._add_chapter(transcript, chapters[transcript.parent])
+        for transcript in (name for name in found if name.endswith(_TRANSCRIPT)):
+            missing += self._add_chapter(transcript, chapters[os.path.dirname(transcript)])
         if missing:
             logger.warning("%s: %d transcribed clips have no audio file", folder, missing)
         if not self._items:
@@ -52,15 +51,11 @@ class LibriSpeechSource:
                 "use folder:DIR for other layouts"
             )
 
-    def _add_chapter(self, transcript: Path, paths: Sequence[Path]) -> int:
+    def _add_chapter(self, transcript: str, paths: Sequence[str]) -> int:
         """Indexes one chapter's files; returns how many of its transcripts have no audio."""
-        sounds = {
-            path.stem: str(path.relative_to(self.folder))
-            for path in paths
-            if path.suffix.lower() in audio.EXTENSIONS
-        }
+        sounds = {Path(p).stem: p for p in paths if Path(p).suffix.lower() in audio.EXTENSIONS}
         missing = 0
-        for number, line in enumerate(read_text(transcript).splitlines(), 1):
+        for number, line in enumerate(self.tree.text(transcript).splitlines(), 1):
             if not line.strip():
                 continue
             name, _, text = line.strip().partition(" ")
@@ -83,12 +78,12 @@ class LibriSpeechSource:
 
     def record(self, index: int) -> Record:
         name, path, text = self._items[index]
-        path = self.folder / path
-        chapter = path.with_name(name.rpartition("-")[0] + ALIGNMENT)
-        words = _words_beside(path)
-        if not words and chapter.is_file():
-            words = read_alignment(chapter, name)
-        return Record(name, EncodedSound(path), text or None, words, None, self.group(index))
+        words = _words_beside(self.tree, path)
+        chapter = os.path.join(os.path.dirname(path), name.rpartition("-")[0] + ALIGNMENT)
+        if not words and self.tree.has(chapter):
+            words = read_alignment(self.tree.text(chapter), name, self.tree.label_of(chapter))
+        sound, uri = self.tree.sound(path), self.tree.uri(path)
+        return Record(name, sound, text or None, words, None, self.group(index), uri=uri)
 
 
 class FolderSource:
@@ -102,19 +97,21 @@ class FolderSource:
 
     def __init__(self, path: str | Path):
         """Raises AudioError for a missing or empty folder and for a bad manifest."""
-        path = Path(path)
-        manifest = path if path.suffix.lower() == ".tsv" else path / MANIFEST
-        self.folder = manifest.parent
-        self.label = self.folder.resolve().name
-        if manifest.is_file():
-            self._rows = _read_manifest(manifest)
-            self._manifest = True
-        elif path.suffix.lower() == ".tsv":
-            raise AudioError(f"{manifest}: no such manifest")
+        given = str(path)
+        named = given.lower().endswith(".tsv")
+        folder, manifest = os.path.split(given) if named else (given, MANIFEST)
+        self.tree = Tree(folder or ".")
+        self.label = self.tree.label
+        self._manifest = self.tree.has(manifest)
+        if self._manifest:
+            label = self.tree.label_of(manifest)
+            self._rows = _read_manifest(self.tree.text(manifest), label)
+        elif named:
+            raise AudioError(f"{given}: no such manifest")
         else:
-            files = [str(file.relative_to(path)) for file in audio.find(path)]
-            self._rows = [{"path": file} for file in files]
-            self._manifest = False
+            found, left_out = self.tree.find(audio.EXTENSIONS)
+            audio.check_found(given, found, left_out)
+            self._rows = [{"path": name} for name in found]
         self._names = _unique_names([row["path"] for row in self._rows])
 
     def __len__(self) -> int:
@@ -127,25 +124,26 @@ class FolderSource:
         return self._rows[index].get("speaker") or self._names[index]
 
     def record(self, index: int) -> Record:
-        row = self._rows[index]
-        path = self.folder / row["path"]
-        sound = EncodedSound(path)
-        text = row.get("text")
-        if not self._manifest and path.with_suffix(".txt").is_file():
-            text = read_text(path.with_suffix(".txt")).strip()
+        row, tree = self._rows[index], self.tree
+        path, text = row["path"], row.get("text")
+        sound = tree.sound(path)
+        beside = os.path.splitext(path)[0] + ".txt"
+        if not self._manifest and tree.has(beside):
+            text = tree.text(beside).strip()
         return Record(
             self._names[index],
             sound,
             text or None,
-            _words_beside(path),
+            _words_beside(tree, path),
             row.get("domain") or None,
             row.get("speaker") or None,
+            uri=tree.uri(path),
         )
 
 
-def _words_beside(path: Path) -> tuple[Word, ...]:
-    words = path.with_suffix(".words.tsv")
-    return read_words(words) if words.is_file() else ()
+def _words_beside(tree: Tree, path: str) -> tuple[Word, ...]:
+    words = os.path.splitext(path)[0] + ".words.tsv"
+    return read_words(tree.text(words), tree.label_of(words)) if tree.has(words) else ()
 
 
 def _unique_names(paths: list[str]) -> list[str]:
@@ -157,9 +155,9 @@ def _unique_names(paths: list[str]) -> list[str]:
     return [path if seen[stem] > 1 else stem for path, stem in zip(paths, stems, strict=True)]
 
 
-def _read_manifest(path: Path) -> list[dict[str, str]]:
+def _read_manifest(text: str, path: str) -> list[dict[str, str]]:
     """TSV with a header -> one dict a row. Raises AudioError naming file and line."""
-    first, *lines = read_text(path).split("\n")
+    first, *lines = text.split("\n")
     header = [column.strip().lower() for column in first.split("\t")]
     if "path" not in header or len(set(header)) < len(header):
         raise AudioError(

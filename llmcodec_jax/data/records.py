@@ -5,15 +5,21 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 
 from llmcodec_jax import audio
 from llmcodec_jax.audio import AudioError
+from llmcodec_jax.data import block_cache, stores
 
 Word = tuple[float, float, str]
 """(start in seconds, end in seconds, the word)."""
+
+
+TEXT_NAMES = ("text", "transcription", "transcript", "sentence", "text_normalized")
+SPEAKER_NAMES = ("speaker_id", "speaker", "client_id")
+"""What corpora call a recording's transcript and its speaker, the likeliest first."""
 
 
 class Sound(Protocol):
@@ -27,14 +33,15 @@ class Sound(Protocol):
 
 
 class EncodedSound:
-    """An audio file, on disk or as bytes; only the piece asked for is decoded."""
+    """An audio file, on disk, in a store or as bytes; only the piece asked for is decoded."""
 
     def __init__(self, file: str | Path | bytes, label: str = ""):
         """`label` names the audio in errors; a path names itself."""
         self.label = label or str(file)
-        if not isinstance(file, bytes) and not Path(file).is_file():
+        opened = _opened(file) if isinstance(file, str) and stores.is_remote(file) else file
+        if isinstance(opened, str | Path) and not Path(opened).is_file():
             raise AudioError(f"{self.label}: no such file")
-        self._file = audio.open_file(file, self.label)
+        self._file = audio.open_file(opened, self.label)
         self.rate, self.samples = self._file.samplerate, self._file.frames
         if not self._file.seekable() or self.samples > 2**40:
             raise AudioError(f"{self.label}: has no known length (a truncated or piped file)")
@@ -47,6 +54,16 @@ class EncodedSound:
             raise AudioError(f"{self.label}: cannot be decoded ({error})") from error
         audio.check_length(len(wav), stop - start, self.label)
         return _checked(wav.mean(axis=1), self.label)
+
+
+def _opened(uri: str) -> bytes | BinaryIO:
+    """A file in a store: a small one whole, of a large one what is asked for."""
+    try:
+        if block_cache.size(uri) > block_cache.BLOCK:
+            return block_cache.open_ranged(uri)
+        return block_cache.read(uri)
+    except FileNotFoundError as error:
+        raise AudioError(f"{uri}: no such file") from error
 
 
 class ArraySound:
@@ -84,6 +101,7 @@ class Record:
     domain: str | None = None  # one of types.DOMAINS; None leaves it to the mixture
     speaker: str | None = None
     utterance: str | None = None  # the corpus's own id, where the name is another
+    uri: str | None = None  # where the audio lies: a path or URI, ARCHIVE#MEMBER
 
 
 class Source(Protocol):
@@ -109,9 +127,11 @@ def stable_hash(text: str, bits: int = 32) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=bits // 8).digest(), "little")
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path | str) -> str:
     """A UTF-8 file's text. Raises AudioError, as what it says is missing from its recording."""
     try:
+        if isinstance(path, str):  # in a store
+            return stores.read(path).decode("utf-8-sig").replace("\r\n", "\n")
         return path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise AudioError(f"{path}: cannot be read as UTF-8 text ({error})") from error

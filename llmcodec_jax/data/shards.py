@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from array_record.python import array_record_data_source
 
 from llmcodec_jax.audio import AudioError
+from llmcodec_jax.data import stores
+from llmcodec_jax.data.remote_shards import RemoteShards
 
 
 class ShardReader:
@@ -25,6 +27,13 @@ class ShardReader:
             return self._records[index]
         except RuntimeError as error:  # the file's checksums, or a shard that is gone meanwhile
             raise AudioError(f"{label}: is damaged ({_first_sentence(error)})") from error
+
+
+def open_shards(paths: Sequence[str], remedy: str) -> ShardReader | RemoteShards:
+    """A reader of files that lie here, or all in a store (see `ShardReader`)."""
+    if any(map(stores.is_remote, paths)):
+        return RemoteShards(paths, remedy)
+    return ShardReader(paths, remedy)
 
 
 def _open(paths: Sequence[str], remedy: str) -> array_record_data_source.ArrayRecordDataSource:

@@ -3,12 +3,18 @@
 librispeech:DIR      LibriSpeech's own layout (speaker/chapter/ID.flac + .trans.txt)
 folder:DIR           any tree of audio; text from NAME.txt or manifest.tsv
 arrayrecord:GLOB     shards that `python -m llmcodec_jax.data.prepare` wrote
+webdataset:PATTERN   tar files, shard-{000..127}.tar
+parquet:PATTERN      Parquet files with audio bytes, as the Hugging Face Hub keeps them
+tokens:TABLE         the recordings that a token table was made of
 tfds:NAME[:SPLIT]    a prepared TensorFlow Datasets audio set (array_record files)
 embedded             real recorded speech that needs no account (data/embedded.py)
+
+DIR, GLOB, PATTERN and TABLE may be s3://, gs:// or hf:// URIs (`stores`).
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +27,17 @@ from llmcodec_jax.data.words import Aligned
 from llmcodec_jax.errors import UsageError
 from llmcodec_jax.types import DOMAINS
 
-KINDS = ("librispeech", "folder", "arrayrecord", "tfds", "embedded")
+KINDS = {
+    "librispeech": ("llmcodec_jax.data.folders", "LibriSpeechSource"),
+    "folder": ("llmcodec_jax.data.folders", "FolderSource"),
+    "arrayrecord": ("llmcodec_jax.data.arrayrecords", "ArrayRecordSource"),
+    "webdataset": ("llmcodec_jax.data.webdataset", "WebDatasetSource"),
+    "parquet": ("llmcodec_jax.data.parquet_audio", "ParquetAudioSource"),
+    "tokens": ("llmcodec_jax.data.token_table", "TokenTable"),
+    "tfds": ("llmcodec_jax.data.tfds", "TfdsSource"),
+    "embedded": ("llmcodec_jax.data.embedded", "fetch_speech"),
+}
+"""Where each kind is opened: a folder of audio needs neither array_record nor Parquet."""
 SourceSpec = str | tuple[str, float] | tuple[str, float, str]
 """A spec, (spec, weight) or (spec, weight, domain)."""
 
@@ -35,28 +51,13 @@ def open_source(spec: str, *, cache: str | Path | None = None) -> Source:
     if kind not in KINDS or not (rest or kind == "embedded"):
         raise UsageError(
             f"source {spec!r}: expected one of librispeech:DIR, folder:DIR, arrayrecord:GLOB, "
-            "tfds:NAME[:SPLIT], embedded"
+            "webdataset:PATTERN, parquet:PATTERN, tokens:TABLE, tfds:NAME[:SPLIT], embedded"
         )
-    # Imports stay here: a folder of audio needs neither array_record nor a package manager.
+    module, name = KINDS[kind]
+    opener = getattr(importlib.import_module(module), name)
     if kind == "embedded":
-        from llmcodec_jax.data.embedded import fetch_speech
-
-        kind, rest = "librispeech", str(fetch_speech(cache))
-    if kind == "librispeech":
-        from llmcodec_jax.data.folders import LibriSpeechSource
-
-        return LibriSpeechSource(Path(rest).expanduser())
-    if kind == "folder":
-        from llmcodec_jax.data.folders import FolderSource
-
-        return FolderSource(Path(rest).expanduser())
-    if kind == "arrayrecord":
-        from llmcodec_jax.data.arrayrecords import ArrayRecordSource
-
-        return ArrayRecordSource(rest)
-    from llmcodec_jax.data.tfds import TfdsSource
-
-    return TfdsSource(rest)
+        return open_source(f"librispeech:{opener(cache)}")
+    return opener(rest)
 
 
 class Subset:

@@ -51,6 +51,12 @@ def join(folder: str, *names: str) -> str:
     return posixpath.join(str(folder), *names)
 
 
+def folder_name(uri: str) -> str:
+    """Name of the folder that a file lies in."""
+    folder = posixpath.dirname(uri) if is_remote(uri) else str(Path(uri).resolve().parent)
+    return posixpath.basename(folder)
+
+
 @functools.cache
 def filesystem(scheme: str) -> Any:
     """The fsspec file system of a scheme, one a process. Raises StoreError where it is missing."""

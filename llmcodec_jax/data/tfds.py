@@ -1,10 +1,10 @@
 """Prepared TensorFlow Datasets audio sets, read without TensorFlow.
 
 `tfds:NAME[:SPLIT]` reads what TFDS itself wrote in array_record format under $TFDS_DATA_DIR
-(~/tensorflow_datasets), for example `tfds:librispeech:train_clean100+train_clean360` or
-`tfds:librispeech/default:2.1.1:dev_clean`; NAME may also be the version's own folder. Without a
-split, all splits whose names start with "train" are read. Preparing a set needs TensorFlow, once,
-in an environment of its own:
+(~/tensorflow_datasets, or gs://BUCKET/FOLDER), for example
+`tfds:librispeech:train_clean100+train_clean360` or `tfds:librispeech/default:2.1.1:dev_clean`;
+NAME may also be the version's own folder or URI. Without a split, all splits whose names start
+with "train" are read. Preparing a set needs TensorFlow, once, in an environment of its own:
 
     pip install tensorflow tensorflow-datasets
     python -c "import tensorflow_datasets as tfds
@@ -25,12 +25,18 @@ from typing import Any
 import numpy as np
 
 from llmcodec_jax.audio import AudioError
-from llmcodec_jax.data.records import ArraySound, EncodedSound, Record, Sound
-from llmcodec_jax.data.shards import ShardReader
+from llmcodec_jax.data import stores
+from llmcodec_jax.data.records import (
+    SPEAKER_NAMES,
+    TEXT_NAMES,
+    ArraySound,
+    EncodedSound,
+    Record,
+    Sound,
+)
+from llmcodec_jax.data.shards import open_shards
 from llmcodec_jax.errors import UsageError
 
-_TEXT_NAMES = ("text", "transcription", "transcript", "sentence", "text_normalized")
-_SPEAKER_NAMES = ("speaker_id", "speaker", "client_id")
 _FULL_SCALE = 32768.0  # TFDS decodes to 16-bit values whatever integer type it keeps them in
 
 
@@ -44,8 +50,8 @@ class TfdsSource:
     def __init__(self, spec: str, data_dir: str | Path | None = None):
         """Raises AudioError where the set is not prepared, has no audio, or lacks a split."""
         name, splits = _parse(spec)
-        self.folder = _find(name, Path(data_dir or os.environ.get("TFDS_DATA_DIR") or _HOME))
-        info = _read_json(self.folder / "dataset_info.json")
+        self.folder = _find(name, str(data_dir or os.environ.get("TFDS_DATA_DIR") or _HOME))
+        info = _read_json(stores.join(self.folder, _INFO))
         if info.get("fileFormat") != "array_record":
             raise AudioError(
                 f"{self.folder}: is prepared as {info.get('fileFormat', 'tfrecord')}, which cannot "
@@ -53,16 +59,18 @@ class TfdsSource:
                 "tfds.builder(NAME, file_format='array_record', data_dir=..)"
             )
         self.label = info["name"]
-        self._fields = _Fields(self.folder / "features.json")
+        self._fields = _Fields(stores.join(self.folder, "features.json"))
         paths: list[str] = []
+        self.shards: list[int] = []  # records of each file
         self._starts: list[tuple[int, str]] = []  # (first index, split), ascending
         count = 0
         for split in _chosen(info["splits"], splits, self.folder):
             lengths = [int(length) for length in split["shardLengths"]]
             self._starts.append((count, split["name"]))
             paths += _shards(self.folder, info["name"], split, len(lengths))
+            self.shards += lengths
             count += sum(lengths)
-        self._reader = ShardReader(paths, "prepare the set again")
+        self._reader = open_shards(paths, "prepare the set again")
         if len(self._reader) != count:
             raise AudioError(f"{self.folder}: {len(self._reader)} records instead of {count}")
 
@@ -89,12 +97,13 @@ class TfdsSource:
 
 
 _HOME = Path("~/tensorflow_datasets").expanduser()
+_INFO = "dataset_info.json"
 
 
 class _Fields:
     """Which features of a set are its audio, text and speaker, and how the audio is kept."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: str):
         features = _read_json(path).get("featuresDict", {}).get("features", {})
         kinds = {k: v.get("pythonClassName", "").rpartition(".")[2] for k, v in features.items()}
         audio = [name for name, kind in kinds.items() if kind == "Audio"]
@@ -112,9 +121,9 @@ class _Fields:
         dimensions = settings.get("shape", {}).get("dimensions", [-1])
         self.channels = int(dimensions[1]) if len(dimensions) > 1 else 1
         texts = [name for name, kind in kinds.items() if kind == "Text"]
-        named = [name for name in _TEXT_NAMES if name in kinds]
+        named = [name for name in TEXT_NAMES if name in kinds]
         self.text = named[0] if named else texts[0] if len(texts) == 1 else None
-        self.speaker = next((name for name in _SPEAKER_NAMES if name in kinds), None)
+        self.speaker = next((name for name in SPEAKER_NAMES if name in kinds), None)
 
     def record(self, features: Any, name: str) -> Record:
         """tf.train.Features.feature map -> Record."""
@@ -154,7 +163,9 @@ def _first(features: Any, key: str | None) -> str | None:
 
 def _parse(spec: str) -> tuple[str, list[str]]:
     """`NAME[:VERSION][:SPLIT+SPLIT]` -> (name with /version, splits)."""
+    scheme, separator, spec = spec.rpartition("://")
     name, *rest = spec.split(":")
+    name = scheme + separator + name
     if rest and re.fullmatch(r"\d+\.\d+\.\d+", rest[0]):
         name = f"{name}/{rest.pop(0)}"
     if len(rest) > 1 or (rest and "[" in rest[0]):
@@ -162,24 +173,29 @@ def _parse(spec: str) -> tuple[str, list[str]]:
     return name, [split for split in "".join(rest).split("+") if split]
 
 
-def _find(name: str, data_dir: Path) -> Path:
+def _find(name: str, data_dir: str) -> str:
     """The folder of the newest prepared version. Raises AudioError saying how to prepare it."""
-    for root in (Path(name).expanduser(), data_dir / name):
-        found = [path.parent for path in root.glob("**/dataset_info.json")]
-        configs = {folder.parent for folder in found}
+    for root in (name, stores.join(data_dir, name)):
+        root = root if stores.is_remote(root) else str(Path(root).expanduser())
+        found = [path.removesuffix(f"/{_INFO}") for path in stores.expand(root, _INFO)]
+        configs = {folder.rpartition("/")[0] for folder in found}
         if len(configs) > 1:
-            names = ", ".join(sorted(config.name for config in configs))
+            names = ", ".join(sorted(config.rpartition("/")[2] for config in configs))
             raise AudioError(f"{root}: several configurations are prepared ({names}); name one")
         if found:
-            return max(found, key=lambda path: ([int(n) for n in re.findall(r"\d+", path.name)]))
+            return max(found, key=_version)
     raise AudioError(
-        f"{data_dir / name}: no prepared TFDS set. Prepare it once where TensorFlow is installed: "
-        f"tfds.builder({name!r}, file_format='array_record').download_and_prepare(), then set "
-        "TFDS_DATA_DIR to its data_dir"
+        f"{stores.join(data_dir, name)}: no prepared TFDS set. Prepare it once where "
+        f"TensorFlow is installed: tfds.builder({name!r}, file_format='array_record')"
+        ".download_and_prepare(), then set TFDS_DATA_DIR to its data_dir"
     )
 
 
-def _chosen(splits: list[dict], wanted: list[str], folder: Path) -> list[dict]:
+def _version(folder: str) -> list[int]:
+    return [int(n) for n in re.findall(r"\d+", folder.rpartition("/")[2])]
+
+
+def _chosen(splits: list[dict], wanted: list[str], folder: str) -> list[dict]:
     by_name = {split["name"]: split for split in splits}
     names = wanted or sorted(name for name in by_name if name.startswith("train"))
     missing = [name for name in names if name not in by_name]
@@ -191,23 +207,24 @@ def _chosen(splits: list[dict], wanted: list[str], folder: Path) -> list[dict]:
     return [by_name[name] for name in names]
 
 
-def _shards(folder: Path, dataset: str, split: dict, count: int) -> list[str]:
+def _shards(folder: str, dataset: str, split: dict, count: int) -> list[str]:
     template = split.get("filepathTemplate", "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}")
     paths = []
     for index in range(count):
         numbers = {"SHARD_INDEX": f"{index:05d}", "NUM_SHARDS": f"{count:05d}"}
         numbers["SHARD_X_OF_Y"] = f"{index:05d}-of-{count:05d}"
-        path = folder / template.format(
+        file = template.format(
             DATASET=dataset, SPLIT=split["name"], FILEFORMAT="array_record", **numbers
         )
-        if not path.is_file():
+        path = stores.join(folder, file)
+        if not stores.exists(path):
             raise AudioError(f"{path}: this shard is missing; prepare the set again")
-        paths.append(str(path))
+        paths.append(path)
     return paths
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: str) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text("utf-8"))
+        return json.loads(stores.read(path).decode("utf-8"))
     except (OSError, ValueError) as error:
         raise AudioError(f"{path}: cannot be read ({error})") from error

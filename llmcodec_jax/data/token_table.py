@@ -34,6 +34,7 @@ from pyarrow import parquet
 
 from llmcodec_jax.audio import AudioError
 from llmcodec_jax.data import stores
+from llmcodec_jax.data.records import EncodedSound, Record
 
 SUFFIX = ".parquet"
 ROWS = 256  # a row group: what is decoded to read one row
@@ -77,7 +78,8 @@ def write(target: Any, rows: Iterable[dict], kind: pa.Schema) -> None:
 class TokenTable:
     """Random access to a table's rows; picklable.
 
-    Its small columns are held in memory, codes are read when they are asked for.
+    Its small columns are held in memory, codes are read when they are asked for. As a source
+    (`open_source("tokens:PATH")`) it is the recordings that were coded.
     """
 
     def __init__(self, path: str | Path):
@@ -86,7 +88,7 @@ class TokenTable:
         Raises AudioError where there is no table, a file is damaged, or codecs are mixed.
         """
         self.path = str(path)
-        found = [f for f in stores.expand(self.path, SUFFIX) if not f.endswith("failures.parquet")]
+        found = stores.expand(self.path, SUFFIX)
         if not found:
             raise AudioError(f"{self.path}: no {SUFFIX} token table here")
         self.label = Path(self.path.rstrip("/")).stem
@@ -172,6 +174,18 @@ class TokenTable:
         levels = np.arange(self.levels, dtype=np.int32) * self.codebook_size
         return numbers.reshape(-1, self.levels) - levels
 
+    def record(self, index: int) -> Record:
+        """The recording that the row was made of: `tokens:` as a source of audio.
+
+        Raises AudioError where it is not known or cannot be opened.
+        """
+        uri = self.source(index)
+        if not uri:
+            raise AudioError(f"{self.path}: does not say where {self.name(index)} lies")
+        speaker = self._value("speaker", index) or None
+        sound = open_sound(uri)
+        return Record(self.name(index), sound, self.transcript(index), speaker=speaker, uri=uri)
+
     def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
         """(id, numbers) of every row, in order."""
         return ((self.name(index), self.numbers(index)) for index in range(len(self)))
@@ -180,6 +194,18 @@ class TokenTable:
         if column not in self._columns.column_names:
             return None
         return self._columns[column][index].as_py()
+
+
+def open_sound(uri: str) -> EncodedSound:
+    """Audio at a path or URI, `TAR#MEMBER` or `PARQUET#ROW`. Raises AudioError."""
+    from llmcodec_jax.data import parquet_audio, webdataset
+
+    archive, _, inside = uri.rpartition("#")
+    if archive.endswith(webdataset.SUFFIX):
+        return webdataset.open_member(archive, inside)
+    if archive.endswith(parquet_audio.SUFFIX) and inside.isdecimal():
+        return parquet_audio.open_row(archive, int(inside))
+    return EncodedSound(uri if stores.is_remote(uri) else Path(uri))
 
 
 def _read_small(file: str) -> tuple[pa.Table, tuple]:

@@ -19,13 +19,14 @@ ALIGNMENT = ".alignment.txt"
 _LINE = re.compile(r'^(\S+) "([^"]*)" "([^"]*)"$')
 
 
-def read_words(path: Path) -> tuple[Word, ...]:
-    """Word alignment file -> words. Lines are `start<TAB>end<TAB>word`, seconds; # comments.
+def read_words(text: str, path: str | Path) -> tuple[Word, ...]:
+    """Text of the word alignment file `path` -> words.
 
+    Lines are `start<TAB>end<TAB>word`, in seconds; # comments.
     Raises AudioError naming file and line.
     """
     words: list[Word] = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
         try:
@@ -38,12 +39,12 @@ def read_words(path: Path) -> tuple[Word, ...]:
     return tuple(sorted(words))
 
 
-def read_alignment(path: Path, utterance: str) -> tuple[Word, ...]:
-    """One utterance's words from a chapter's file; () where the file does not have it.
+def read_alignment(text: str, utterance: str, path: str | Path) -> tuple[Word, ...]:
+    """One utterance's words from the text of a chapter's file `path`; () where it has none.
 
     Raises AudioError naming file and line.
     """
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(text.splitlines(), 1):
         if not line.startswith(f"{utterance} "):
             continue
         match = _LINE.match(line.strip())
@@ -85,4 +86,6 @@ class Aligned:
         chapter = self._chapters.get(utterance.rpartition("-")[0])
         if record.words or chapter is None:
             return record
-        return dataclasses.replace(record, words=read_alignment(chapter, utterance))
+        return dataclasses.replace(
+            record, words=read_alignment(read_text(chapter), utterance, chapter)
+        )

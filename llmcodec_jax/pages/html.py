@@ -129,17 +129,21 @@ def cards(items: Iterable[str]) -> str:
     return Markup(f'<div class="cards">{"".join(items)}</div>')
 
 
-def write(path: str | Path, title: str, lead: str, sections: Iterable[tuple[str, str]]) -> Path:
-    """Writes the page atomically; sections are (heading, markup)."""
+def page(title: str, lead: str, sections: Iterable[tuple[str, str]]) -> str:
+    """The whole page; sections are (heading, markup)."""
     body = "".join(f"<h2>{text(heading)}</h2>{content}" for heading, content in sections)
-    page = (
+    return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{text(title)}</title><style>{STYLE}</style></head>"
         f'<body><h1>{text(title)}</h1><p class="lead">{text(lead)}</p>{body}</body></html>'
     )
+
+
+def write(path: str | Path, title: str, lead: str, sections: Iterable[tuple[str, str]]) -> Path:
+    """Writes `page` atomically."""
     path = Path(path)
     with files.replacing(path) as partial:
         # Names of files need not be text.
-        partial.write_text(page, encoding="utf-8", errors="backslashreplace")
+        partial.write_text(page(title, lead, sections), "utf-8", errors="backslashreplace")
     return path

@@ -176,7 +176,7 @@ def test_bad_words_name_the_line(tmp_path):
     for content in ("0.1\tword\n", "0.1\tx\tword\n", "0.5\t0.1\tword\n", "-1\t0.1\tword\n"):
         path.write_text("0\t1\tfine\n" + content)
         with pytest.raises(AudioError, match=r"a.words.tsv:2"):
-            read_words(path)
+            read_words(path.read_text(), path)
 
 
 # Sounds
