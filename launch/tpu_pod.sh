@@ -69,7 +69,7 @@ train() { # the same command on every host; JAX finds the others through the TPU
   # A connection that broke leaves its trainer behind: it is asked to save and leave first.
   # Ctrl-C or a preemption notice reaches the trainers as SIGTERM or SIGHUP: they save and leave.
   tpu ssh "$NAME" --worker=all --command="
-    cd llmcodec; export LLMCODEC_DISTRIBUTED=1 LLMCODEC_PEER_TIMEOUT=100
+    cd llmcodec; export LLMCODEC_DISTRIBUTED=1
     export LIBTPU_INIT_ARGS='${libtpu[*]}'
     if [ -f trainer.pid ] && kill -TERM \$(cat trainer.pid) 2>/dev/null; then
       for i in \$(seq 180); do kill -0 \$(cat trainer.pid) 2>/dev/null || break; sleep 1; done

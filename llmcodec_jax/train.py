@@ -37,6 +37,8 @@ def main(_) -> int:
     workdir = Path(WORKDIR.value or Path("runs") / Path(path).stem)
     if CACHE.value:
         os.environ["LLMCODEC_CACHE"] = CACHE.value
+    log = config.log
+    distributed.set_limits(log.peer_timeout, log.step_timeout, log.pause_timeout)
     distributed.join()
     keep_compilations()
     distributed.end_with_launcher()

@@ -13,8 +13,11 @@ class DataConfig:
     """Sources, split, clips and loader of a run."""
 
     # One source or a mixture of (source, weight, domain). A source is tfds:NAME[:SPLIT],
-    # librispeech:DIR, folder:DIR, arrayrecord:GLOB or embedded.
+    # librispeech:DIR, folder:DIR, arrayrecord:GLOB, webdataset:TARS, parquet:GLOB or embedded.
     sources: tuple = ("embedded",)
+    mixture: str = "weights"  # or "hours": weights are multiplied by hours^(1 / temperature)
+    temperature: float = 1.0  # 1: every hour counts alike; large: every source
+    shards_by_host: bool = False  # each file of records is read by one process, once an epoch
     eval_sources: tuple = ()  # held-out audio; empty takes `eval_fraction` out of `sources`
     eval_fraction: float = 0.02  # of the records, by the hash of what `split_by` names ...
     eval_max: int = 256  # ... but not more than this

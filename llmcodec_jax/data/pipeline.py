@@ -129,6 +129,7 @@ class Loader:
         """Identifies what decides the order of clips: sources, weights, batch size, seed."""
         parts = [[p.source.label, len(p.source), p.weight] for p in self._batches.parts]
         settings = [parts, self._batches.batch_size, self._batches.seed]
+        settings += ["by shard"] if self._batches.by_shard else []
         return f"{stable_hash(json.dumps(settings), 64):016x}"
 
     def state(self) -> dict:

@@ -1,10 +1,12 @@
 """Writes any source as ArrayRecord shards: fast random reads from a few large files.
 
-    python -m llmcodec_jax.data.prepare --source librispeech:DIR --output OUT --shards 64
+    python -m llmcodec_jax.data.prepare --source librispeech:DIR --output OUT --shards 64 \\
+        --sample-rate 16000
 
-Audio is resampled to `--sample-rate`, mono, FLAC (or Opus, a tenth of the size). Finished shards
-are kept: the same command again continues where it was interrupted. Unusable recordings are left
-out, counted and named in OUT/skipped.txt. Read the result with arrayrecord:OUT.
+Audio is resampled to `--sample-rate`, mono, FLAC (or Opus, a tenth of the size). With limits
+(--min-snr and others) all recordings are listened to first (`survey`). Finished shards are kept:
+the same command again continues where it was interrupted. Unusable recordings are left out,
+counted and named in OUT/skipped.txt. Read the result with arrayrecord:OUT.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,10 +29,19 @@ from llmcodec_jax.audio import AudioError, resample
 from llmcodec_jax.data.arrayrecords import CODECS, SUFFIX, pack, shard_writer
 from llmcodec_jax.data.records import Source, stable_hash
 from llmcodec_jax.data.sources import open_source
+from llmcodec_jax.data.survey import Heard, Limits, choose, listen, survey
 from llmcodec_jax.errors import UsageError, answer_errors
 from llmcodec_jax.ops import files
 
 PLAN = "prepare.json"
+LIMITS_HELP = {
+    "min_seconds": "shortest recording",
+    "max_seconds": "longest recording",
+    "min_loudness": "dB below full scale, of what is no pause (-45, say)",
+    "min_snr": "dB, estimated from the quietest tenth of 30 ms frames",
+    "max_silence": "share of frames 40 dB below the loud ones (0.6, say)",
+    "deduplicate": "keep the first of recordings with the same samples",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +54,7 @@ class Plan:
     shards: int
     sample_rate: int
     codec: str
+    limits: str = ""  # on what is kept (`survey.Limits`)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +75,10 @@ class Encoder:
         except AudioError as error:
             return None, self.source.name(index), None, str(error)
 
+    def hear(self, index: int) -> Heard:
+        """What the recording sounds like."""
+        return listen(self.source, index)
+
 
 def prepare(
     source: str,
@@ -73,35 +89,52 @@ def prepare(
     codec: str = "flac",
     workers: int = 0,
     cache: str | Path | None = None,
+    limits: Limits | None = None,
 ) -> dict[str, int]:
-    """Writes the shards that are not there yet; returns counts: written, skipped, kept shards.
+    """Writes the shards that are not there yet; returns counts: written, skipped, kept shards, and
+    what `limits` left out by reason.
 
     Records are dealt to shards in turn, so that shards are alike. Raises ValueError where
     `output` holds shards of another plan, AudioError where most recordings are unusable.
     """
-    output, opened = Path(output), open_source(source, cache=cache)
+    output, opened, limits = Path(output), open_source(source, cache=cache), limits or Limits()
     shards = max(1, min(shards, len(opened)))
     digest = stable_hash("\n".join(opened.name(i) for i in range(len(opened))), 64)
-    plan = Plan(source, len(opened), f"{digest:016x}", shards, sample_rate, codec)
+    plan = Plan(
+        source, len(opened), f"{digest:016x}", shards, sample_rate, codec, limits.describe()
+    )
     check_plan(output, plan)
-    paths = [output / f"data-{i:05d}-of-{shards:05d}{SUFFIX}" for i in range(shards)]
-    todo = [i for i, path in enumerate(paths) if not path.is_file()]
-    counts = {"written": 0, "skipped": 0, "kept_shards": shards - len(todo)}
     encoder = Encoder(opened, sample_rate, codec)
-    total = sum(len(range(i, len(opened), shards)) for i in todo)
     with ExitStack() as stack:
-        bar = stack.enter_context(tqdm(total=total, desc=output.name, unit="clip", disable=None))
-        encode = functools.partial(map, encoder)
+        encode, hear = functools.partial(map, encoder), functools.partial(map, encoder.hear)
         if workers:
             context = multiprocessing.get_context("spawn")
             pool = ProcessPoolExecutor(workers, context, _install, (encoder,))
             stack.callback(pool.shutdown, cancel_futures=True)
             encode = functools.partial(pool.map, _encode, chunksize=8)
+            hear = functools.partial(pool.map, _hear, chunksize=8)
+        chosen, left_out = range(len(opened)), {}
+        if limits.asked:
+            chosen, left_out = choose(survey(opened, output, hear), limits)
+        if not chosen:
+            raise AudioError(f"{source}: the limits leave nothing ({left_out})")
+        written = _write_shards(output, plan, chosen, encode)
+    return written | {f"left out, {reason}": count for reason, count in left_out.items()}
+
+
+def _write_shards(output: Path, plan: Plan, chosen: Sequence[int], encode) -> dict[str, int]:
+    """Writes the shards that are missing; `encode` maps indices to records, in order."""
+    shards = plan.shards
+    paths = [output / f"data-{i:05d}-of-{shards:05d}{SUFFIX}" for i in range(shards)]
+    todo = [i for i, path in enumerate(paths) if not path.is_file()]
+    counts = {"written": 0, "skipped": 0, "kept_shards": shards - len(todo)}
+    total = sum(len(chosen[i::shards]) for i in todo)
+    with tqdm(total=total, desc=output.name, unit="clip", disable=None) as bar:
         for shard in todo:
-            _write_shard(paths[shard], encode(range(shard, len(opened), shards)), bar, counts)
+            _write_shard(paths[shard], encode(chosen[shard::shards]), bar, counts)
             if counts["skipped"] > max(16, counts["written"]):
                 raise AudioError(
-                    f"{source}: most recordings are unusable ({counts['skipped']} so far); "
+                    f"{plan.source}: most recordings are unusable ({counts['skipped']} so far); "
                     f"{output / 'skipped.txt'} names them"
                 )
     return counts
@@ -120,7 +153,7 @@ def check_plan(output: Path, plan: Plan) -> None:
             partial.write_text(json.dumps(dataclasses.asdict(plan), indent=2) + "\n")
         return
     before = json.loads(file.read_text())
-    differing = [k for k, v in dataclasses.asdict(plan).items() if before.get(k) != v]
+    differing = [k for k, v in dataclasses.asdict(plan).items() if before.get(k, "") != v]
     if differing:
         raise UsageError(
             f"{output}: was begun with another "
@@ -137,6 +170,10 @@ def _install(encoder: Encoder) -> None:
 
 def _encode(index: int):
     return _encoder(index)
+
+
+def _hear(index: int) -> Heard:
+    return _encoder.hear(index)
 
 
 def _write_shard(path: Path, items: Iterator, bar: tqdm, counts: dict[str, int]) -> None:
@@ -163,12 +200,20 @@ def main() -> int:
     parser.add_argument("--source", required=True, help="librispeech:DIR, folder:DIR, tfds:NAME")
     parser.add_argument("--output", required=True, help="folder for the shards")
     parser.add_argument("--shards", type=int, default=16, help="number of files")
-    parser.add_argument("--sample-rate", type=int, default=16_000, help="Hz")
+    parser.add_argument("--sample-rate", type=int, required=True, help="Hz, the codec's")
     parser.add_argument("--codec", choices=sorted(CODECS), default="flac")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--cache", help="cache folder of the embedded source")
+    limits = parser.add_argument_group("what is kept (every recording is listened to first)")
+    for field in dataclasses.fields(Limits):
+        name = f"--{field.name.replace('_', '-')}"
+        if field.default is False:
+            limits.add_argument(name, action="store_true", help=LIMITS_HELP[field.name])
+        else:
+            limits.add_argument(name, type=float, help=LIMITS_HELP[field.name])
     arguments = vars(parser.parse_args())
-    counts = prepare(arguments.pop("source"), arguments.pop("output"), **arguments)
+    asked = Limits(**{name: arguments.pop(name) for name in LIMITS_HELP})
+    counts = prepare(arguments.pop("source"), arguments.pop("output"), **arguments, limits=asked)
     print(", ".join(f"{key} {value}" for key, value in counts.items()))
     return 0
 

@@ -15,6 +15,7 @@ DIR, GLOB, PATTERN and TABLE may be s3://, gs:// or hf:// URIs (`stores`).
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from llmcodec_jax.data.records import Record, Source, stable_hash
 from llmcodec_jax.data.words import Aligned
 from llmcodec_jax.errors import UsageError
 from llmcodec_jax.types import DOMAINS
+
+logger = logging.getLogger(__name__)
 
 KINDS = {
     "librispeech": ("llmcodec_jax.data.folders", "LibriSpeechSource"),
@@ -78,6 +81,40 @@ class Subset:
 
     def record(self, index: int) -> Record:
         return self._source.record(int(self._indices[index]))
+
+    def shard_numbers(self) -> np.ndarray:
+        """Of each record, the file it lies in."""
+        return shard_numbers(self._source)[self._indices]
+
+
+def shard_numbers(source) -> np.ndarray:
+    """int [len(source)]: the number of the file each record lies in; without large files its own.
+
+    Sources of several records a file have `shards`, how many each file holds.
+    """
+    if hasattr(source, "shard_numbers"):
+        return source.shard_numbers()
+    counts = getattr(source, "shards", None)
+    return np.arange(len(source)) if counts is None else np.repeat(np.arange(len(counts)), counts)
+
+
+def estimate_hours(source: Source, sample: int = 256) -> float:
+    """Hours of audio, from the durations of the records whose names have the smallest hashes.
+
+    The same on every machine; exact where there are no more than `sample`. Raises AudioError
+    where none of them can be opened.
+    """
+    ranked = sorted(range(len(source)), key=lambda i: stable_hash(source.name(i), 64))
+    seconds, problem = [], None
+    for index in ranked[:sample]:
+        try:
+            sound = source.record(index).sound
+            seconds.append(sound.samples / sound.rate)
+        except AudioError as error:
+            problem = error
+    if not seconds:
+        raise AudioError(f"{source.label}: no record can be opened ({problem})")
+    return len(source) * float(np.mean(seconds)) / 3600
 
 
 def split_source(
@@ -135,15 +172,20 @@ def open_mixture(
     *,
     cache: str | Path | None = None,
     alignments: str | Path | None = None,
+    temperature: float | None = None,
     **split_options,
 ) -> list[Part]:
     """Opens every source of a mixture; `split_options` go to `split_source`.
 
-    Weights are relative shares of the clips in a batch. `alignments` is a folder of word times
-    for recordings that have none beside them (`words.Aligned`).
+    Weights are relative shares of the clips in a batch. With a `temperature` T they are multiplied
+    by hours^(1 / T): at 1 every hour of audio counts alike, at large T every source.
+    `alignments` is a folder of word times for recordings that have none beside them
+    (`words.Aligned`).
     """
     if isinstance(sources, str):
         sources = [sources]
+    if temperature is not None and not temperature > 0:
+        raise UsageError(f"the mixture's temperature must be positive, not {temperature}")
     parts = []
     for entry in sources:
         spec, weight, domain = (entry, 1.0, None) if isinstance(entry, str) else _three(entry)
@@ -154,6 +196,10 @@ def open_mixture(
         source = open_source(spec, cache=cache)
         source = Aligned(source, alignments) if alignments else source
         source = split_source(source, split, **split_options)
+        if temperature is not None:
+            hours = estimate_hours(source)
+            logger.info("%s: about %.1f hours", spec, hours)
+            weight = weight * hours ** (1 / temperature)
         parts.append(Part(source, float(weight), domain))
     if not parts:
         raise UsageError("no source of data is named")

@@ -66,6 +66,7 @@ class Aligned:
         """Raises AudioError where `folder` holds no alignment file."""
         self.label = source.label
         self._source = source
+        self.shards = getattr(source, "shards", None)
         files = Path(folder).expanduser().rglob(f"*{ALIGNMENT}")
         self._chapters = {file.name.removesuffix(ALIGNMENT): file for file in sorted(files)}
         if not self._chapters:

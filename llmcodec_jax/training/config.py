@@ -55,6 +55,11 @@ class LogConfig:
     checkpoint_every: int = 500
     checkpoint_dir: str = ""  # where to; "" the run folder. On pods gs://BUCKET/FOLDER
     keep: int = 2  # newest checkpoints kept, beside the best one
+    # Limits in seconds where several processes run (`distributed`); LLMCODEC_PEER_TIMEOUT,
+    # LLMCODEC_STEP_TIMEOUT and LLMCODEC_PAUSE_TIMEOUT go before them.
+    peer_timeout: int = 100  # until a process that is not heard of ends the run
+    step_timeout: int = 600  # until a step that does not end (a straggler, a hang) ends it
+    pause_timeout: int = 3600  # the same while compiling, evaluating, restoring, saving
     profile: tuple[int, int] = (0, 0)  # steps [first, last) to trace into the run folder
     tensorboard: bool = True
     wandb: bool = False  # Weights & Biases, if installed

@@ -25,11 +25,26 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
+PEER_SECONDS = "LLMCODEC_PEER_TIMEOUT"
+"""Environment variable: a peer that is not heard of for so many seconds ends every process."""
+
 STEP_SECONDS = "LLMCODEC_STEP_TIMEOUT"
-"""Environment variable: a process whose step takes longer than so many seconds (600) ends."""
+"""Environment variable: a process whose step takes longer than so many seconds ends."""
 
 PAUSE_SECONDS = "LLMCODEC_PAUSE_TIMEOUT"
-"""The same for what happens between steps (3600): compiling, evaluating, restoring, saving."""
+"""The same for what happens between steps: compiling, evaluating, restoring, saving."""
+
+_limits = {PEER_SECONDS: 100, STEP_SECONDS: 600, PAUSE_SECONDS: 3600}
+
+
+def set_limits(peer: int, step: int, pause: int) -> None:
+    """The run's own limits in seconds (`log.peer_timeout` and others), for this process."""
+    _limits.update({PEER_SECONDS: peer, STEP_SECONDS: step, PAUSE_SECONDS: pause})
+
+
+def limit(variable: str, environment=os.environ) -> float:
+    """Seconds that hold: the environment's, else the run's."""
+    return float(environment.get(variable, _limits[variable]))
 
 
 def called_for(environment=os.environ) -> bool:
@@ -47,8 +62,8 @@ def join(environment=os.environ) -> None:
     """Joins the other processes, if the environment calls for it; call before using devices.
 
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say who is who; without them JAX
-    asks Slurm, Kubernetes or the TPU's metadata. A peer that is not heard of for
-    LLMCODEC_PEER_TIMEOUT seconds (100) ends every process with an error.
+    asks Slurm, Kubernetes or the TPU's metadata. A peer that is not heard of in PEER_SECONDS ends
+    every process with an error.
     """
     if not called_for(environment):
         return
@@ -59,7 +74,7 @@ def join(environment=os.environ) -> None:
         given["process_id"] = int(environment["JAX_PROCESS_ID"])
     jax.distributed.initialize(
         coordinator_address=environment.get("JAX_COORDINATOR_ADDRESS"),
-        heartbeat_timeout_seconds=int(environment.get("LLMCODEC_PEER_TIMEOUT", 100)),
+        heartbeat_timeout_seconds=int(limit(PEER_SECONDS, environment)),
         **given,
     )
     logger.info(
@@ -129,9 +144,7 @@ def start_watchdog(variable: str = STEP_SECONDS, environment=os.environ) -> None
     nothing in a run of one process.
     """
     if jax.process_count() > 1:
-        seconds = float(
-            environment.get(variable, {STEP_SECONDS: 600, PAUSE_SECONDS: 3600}[variable])
-        )
+        seconds = limit(variable, environment)
         stderr = sys.__stderr__ or sys.stderr
         faulthandler.dump_traceback_later(seconds, exit=True, file=stderr)
 

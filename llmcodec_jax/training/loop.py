@@ -144,6 +144,7 @@ def _train(run: Run, state, batches) -> bool:
         evaluating = finished or step % log.eval_every == 0
         saving = step > start and (finished or stopping or owed or step % log.checkpoint_every == 0)
         if evaluating or saving:
+            clock.stop()
             reports.finish()  # rows before the checkpoint that makes them past
         mel = run.task.evaluate(run, state, step) if evaluating else None
         if saving:
@@ -157,6 +158,8 @@ def _train(run: Run, state, batches) -> bool:
         batch, phase = next(batches), run.method.phase(step)
         if steps.has(phase):
             distributed.start_watchdog(distributed.STEP_SECONDS)
+        else:
+            clock.stop()
         state, report, fresh = steps(phase, state, batch)
         reports.finish()
         reports.pending = (step, report)
@@ -216,10 +219,28 @@ class Clock:
     def __init__(self, run: Run, step: int):
         self._audio = run.config.audio_per_step
         self._peak = chips.peak_flops(run.mesh.devices.flatten())
+        self._begun = time.perf_counter()
+        self._in_steps = 0.0  # seconds
+        self._stopped = True
         self.pause(step)
 
-    def pause(self, step: int):
+    def stop(self) -> None:
+        """What follows is no step: compiling, evaluating, saving."""
+        if not self._stopped:
+            self._in_steps += time.perf_counter() - self._counted
+        self._stopped = True
+
+    def pause(self, step: int) -> None:
+        """Steps follow from here on."""
         self._step, self._time = step, time.perf_counter()
+        if self._stopped:
+            self._counted, self._stopped = self._time, False
+
+    def goodput(self) -> float:
+        """Share of the time since the loop began that went into steps."""
+        now = time.perf_counter()
+        running = 0.0 if self._stopped else now - self._counted
+        return (self._in_steps + running) / max(now - self._begun, 1e-9)
 
     def rates(self, step: int, flops: float) -> dict:
         """steps/s, seconds of audio/s, FLOP/s and, where the chip's peak is known, the share of
@@ -231,6 +252,7 @@ class Clock:
             "speed/steps_per_second": per_second,
             "speed/audio_seconds_per_second": per_second * self._audio,
             "speed/tflops": per_second * flops / 1e12,
+            "speed/goodput": self.goodput(),
         } | ({"speed/mfu": per_second * flops / self._peak} if self._peak else {})
 
 

@@ -79,6 +79,7 @@ def open_data(config: RunConfig, tokenizer) -> tuple[Loader, HeldOut]:
             eval_fraction=data.eval_fraction,
             eval_max=data.eval_max,
             by=data.split_by,
+            temperature=data.temperature if data.mixture == "hours" else None,
         )
 
     changed = dataclasses.replace(maker, augment=data.augment if data.augment.any() else None)
@@ -89,6 +90,7 @@ def open_data(config: RunConfig, tokenizer) -> tuple[Loader, HeldOut]:
         seed=config.seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        by_shard=data.shards_by_host,
     )
     heldout = eval_batches(  # every process holds them whole
         open_part(data.eval_sources or data.sources, "eval"),
@@ -165,9 +167,12 @@ def check_inputs(config: RunConfig) -> None:
     """What can be told before anything is loaded. Raises UsageError, FileNotFoundError."""
     if config.total_steps < 1:
         raise UsageError(f"total_steps must be at least 1, got {config.total_steps}")
-    for name in ("every", "eval_every", "checkpoint_every", "keep", "eval_clips"):
+    counts = ("every", "eval_every", "checkpoint_every", "keep", "eval_clips")
+    for name in (*counts, "peer_timeout", "step_timeout", "pause_timeout"):
         if getattr(config.log, name) < 1:
             raise UsageError(f"log.{name} must be at least 1, got {getattr(config.log, name)}")
+    if config.data.mixture not in ("weights", "hours"):
+        raise UsageError(f"data.mixture {config.data.mixture!r} is not one of weights, hours")
     if config.init:
         store.locate(config.init)
 

@@ -74,7 +74,7 @@ def test_a_corpus_becomes_a_table(codec_folder, clips, tmp_path, capsys):
     check_table(out, codec_folder, clips)
     summary = json.loads((out / "summary.json").read_text())
     assert summary["clips"] == 38
-    assert 0 < summary["unigram_entropy_bits"][0] <= np.log2(96)
+    assert 0 < summary["unigram_entropy_bits"][0] <= np.log2(1 << 16)
     assert summary["hours"] > 0
     assert "Failures" in (out / "report.html").read_text()
 
@@ -144,7 +144,7 @@ def test_processes_that_die_lose_nothing(codec_folder, tmp_path):
     def made() -> int:
         return len(list(out.glob("*.parquet")))
 
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not made():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -157,7 +157,7 @@ def test_processes_that_die_lose_nothing(codec_folder, tmp_path):
     first.send_signal(signal.SIGKILL)
     first.wait()
     time.sleep(2)
-    again = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    again = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert again.returncode == 1, again.stderr
     assert "encoded: 398 clips" in again.stdout
     check_table(out, codec_folder, source, sample=20)

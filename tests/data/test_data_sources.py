@@ -302,6 +302,7 @@ def test_prepare_resumes_where_it_was_interrupted(tmp_path):
 def test_prepare_command_with_worker_processes(tmp_path):
     folder = write_corpus(tmp_path / "in")
     command = [sys.executable, "-m", "llmcodec_jax.data.prepare", "--workers", "1", "--shards", "2"]
+    command += ["--sample-rate", "16000"]
     command += ["--source", f"librispeech:{folder}", "--output", str(tmp_path / "out")]
     done = subprocess.run(
         command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False
