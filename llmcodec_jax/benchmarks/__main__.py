@@ -1,4 +1,4 @@
-"""What things cost here: python -m llmcodec_jax.benchmarks fused|codec|data|step [--help]"""
+"""What things cost here: python -m llmcodec_jax.benchmarks fused|codec|data|step|gpu [--help]"""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ NAMES = {
     "fused": "memory and time of the fused bridge and losses beside their plain forms",
     "codec": "encode, decode and stream, seconds per clip",
     "step": "a training step of any config, processor seconds and FLOPs by part",
+    "gpu": "all of it on one accelerator, unattended, in one report",
     "data": "the loader, seconds of audio per second",
 }
 

@@ -274,3 +274,33 @@ def test_each_kind_of_silence_has_its_limit(monkeypatch):
         distributed.start_watchdog(variable, {})
         distributed.start_watchdog(variable, {variable: "7"})
     assert given == [600, 7, 3600, 7]
+
+
+def test_the_runs_own_limits_hold_unless_the_environment_says_else(monkeypatch):
+    monkeypatch.setattr(distributed, "_limits", dict(distributed._limits))
+    distributed.set_limits(peer=11, step=22, pause=33)
+    names = (distributed.PEER_SECONDS, distributed.STEP_SECONDS, distributed.PAUSE_SECONDS)
+    assert [distributed.limit(name, {}) for name in names] == [11, 22, 33]
+    assert distributed.limit(names[0], {names[0]: "5"}) == 5
+
+
+def test_goodput_is_the_share_of_time_in_steps(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
+    data = types.SimpleNamespace(batch_size=2, clip_seconds=1.0)
+    run = types.SimpleNamespace(config=types.SimpleNamespace(data=data), mesh=sharding.make_mesh())
+    clock = loop.Clock(run, 0)
+    clock.stop()  # compiling
+    now[0] += 6
+    clock.pause(1)
+    now[0] += 3
+    assert clock.rates(4, 0.0)["speed/goodput"] == pytest.approx(3 / 9)
+    now[0] += 1
+    clock.stop()  # evaluating
+    clock.stop()  # and saving
+    now[0] += 10
+    assert clock.goodput() == pytest.approx(4 / 20)
+    clock.pause(5)
+    now[0] += 4
+    assert clock.rates(9, 0.0)["speed/steps_per_second"] == pytest.approx(1)
+    assert clock.goodput() == pytest.approx(8 / 24)
