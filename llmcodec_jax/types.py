@@ -111,7 +111,7 @@ class Codec(Protocol):
         """quantised [B, T, D], frame_mask bool [B, T] -> wav float32 [B, T * hop]."""
 
     def reconstruct(
-        self, wav, wav_length=None, domain=None, train: bool = False
+        self, wav, wav_length=None, domain=None, train: bool = False, levels: Any = None
     ) -> tuple[CodecOutput, jax.Array]:
         """Encode and decode in one pass -> (CodecOutput, wav float32 [B, N])."""
 

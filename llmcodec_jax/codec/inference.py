@@ -101,6 +101,11 @@ class Codec:
             "bits_per_second": self.frame_rate * self.levels * math.log2(self.codebook_size),
         }
 
+    @functools.cached_property
+    def _ready(self) -> dict:
+        """The variables as programs take them: with what a family finishes once (`fold`)."""
+        return getattr(self.module, "fold", dict)(self.variables)
+
     @property
     def compilations(self) -> int:
         """Programs compiled so far."""
@@ -239,7 +244,7 @@ class Codec:
         length = np.zeros((self.batch_size,), np.int32)
         for row, clip in enumerate(clips):
             wav[row, : len(clip)], length[row] = clip, len(clip)
-        codes = np.asarray(self._encode(self.variables, wav, length, levels))
+        codes = np.asarray(self._encode(self._ready, wav, length, levels))
         return [codes[row, : -(-len(clip) // self.hop)] for row, clip in enumerate(clips)]
 
     def _decode_rows(self, clips: list[np.ndarray]) -> list[np.ndarray]:
@@ -250,7 +255,7 @@ class Codec:
         frames = np.zeros((self.batch_size,), np.int32)
         for row, clip in enumerate(clips):
             codes[row, : len(clip)], frames[row] = clip, len(clip)
-        wav = np.asarray(self._decode(self.variables, codes, frames))
+        wav = np.asarray(self._decode(self._ready, codes, frames))
         return [wav[row, : len(clip) * self.hop] for row, clip in enumerate(clips)]
 
     def _encode_program(self, variables, wav, length, levels=None):

@@ -69,6 +69,16 @@ def used_levels(total: int, levels: int | jax.Array | None) -> tuple[int, jax.Ar
     return total, levels
 
 
+def draw_levels(key: jax.Array, batch: int, levels: int, share: float) -> jax.Array:
+    """Quantiser dropout: how many levels each clip uses in a training step, int32 [batch].
+
+    The first `share` of the clips draw uniformly from 1 to `levels`, the others use all (Kumar
+    et al. 2023, section 3.2; SoundStream draws for every clip, share 1).
+    """
+    drawn = jax.random.randint(key, (batch,), 1, levels + 1, jnp.int32)
+    return jnp.where(jnp.arange(batch) < int(batch * share), drawn, levels)
+
+
 class WeightNormDense(nn.Module):
     """y = x (g * v / |v|) + b with one g per output, the published parametrisation of a 1x1.
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llmcodec_jax import types
-from llmcodec_jax.codec.conv.layers import FOLDED, STREAM
+from llmcodec_jax.codec.conv.layers import STREAM
 from llmcodec_jax.errors import UsageError
 
 
@@ -60,10 +60,7 @@ class Stream:
         self.module, self.frames = module, frames
         self.levels = levels or module.levels
         self.lead = max(stream_lead(module), frames)
-        chunk = jnp.zeros((1, self.lead * module.hop), jnp.float32)
-        fold = functools.partial(module.apply, method="reconstruct", mutable=[FOLDED])
-        folded = jax.jit(lambda v: fold(v, chunk)[1])(variables)
-        self.variables = jax.device_put({**variables, **folded})
+        self.variables = jax.device_put(getattr(module, "fold", dict)(variables))
         self.reset()
 
     @property

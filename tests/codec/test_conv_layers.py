@@ -13,10 +13,11 @@ from llmcodec_jax.codec.conv.lstm import LSTM
 from llmcodec_jax.codec.conv.residual_vq import (
     ResidualEuclidean,
     SplitResidual,
-    draw_levels,
     nearest_euclidean,
+    search_columns,
 )
 from llmcodec_jax.codec.conv.seanet import SEANetConfig, SEANetDecoder, SEANetEncoder
+from llmcodec_jax.codec.quantizer import draw_levels
 
 
 def noise(*shape, seed=0):
@@ -193,9 +194,11 @@ def test_lstm_skips_and_reverses_by_clip():
 def test_nearest_is_the_closest_row():
     query, table = noise(2, 30, 5), noise(17, 5, seed=1)
     distance = ((query[:, :, None] - table) ** 2).sum(-1)
-    np.testing.assert_array_equal(nearest_euclidean(query, table), distance.argmin(-1))
+    np.testing.assert_array_equal(
+        nearest_euclidean(query, *search_columns(table)), distance.argmin(-1)
+    )
     table[9] = table[3]
-    assert not np.any(np.asarray(nearest_euclidean(query, table)) == 9)
+    assert not np.any(np.asarray(nearest_euclidean(query, *search_columns(table))) == 9)
 
 
 QUANTISERS = {

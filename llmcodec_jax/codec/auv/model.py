@@ -11,6 +11,7 @@ import numpy as np
 
 from llmcodec_jax.codec.auv.conformer import Conformer
 from llmcodec_jax.codec.auv.stft import ISTFTHead, STFTHead, margin
+from llmcodec_jax.codec.base import CodecModule
 from llmcodec_jax.codec.quantizer import FactorisedCodec, ResidualQuantizer
 from llmcodec_jax.ops import dsp
 from llmcodec_jax.ops.fields import changeable
@@ -65,7 +66,7 @@ class Decoder(nn.Module):
         return ISTFTHead(self.hop, self.dtype, name="istft_head")(hidden, mask)
 
 
-class AUV(FactorisedCodec):
+class AUV(FactorisedCodec, CodecModule):
     """The published codec at any size; satisfies `types.Codec`.
 
     The defaults are the published 122,628,882 parameters. Parameters: `encoder/...`,
@@ -161,22 +162,9 @@ class AUV(FactorisedCodec):
         quantised, codes, query, loss = self.quantizer(latent, valid, bounds, train, levels)
         return CodecOutput(latent, codes, quantised, query, loss, valid)
 
-    def decode(self, quantised, frame_mask=None, train: bool = False) -> jax.Array:
-        """quantised [B, T, D], frame_mask bool [B, T] or None -> wav float32 [B, T * hop]."""
-        wav = self.decoder(quantised, frame_mask, train)
-        if frame_mask is None:
-            return wav
-        return jnp.where(jnp.repeat(frame_mask, self.hop, axis=1), wav, 0.0)
-
-    def reconstruct(self, wav, wav_length=None, domain=None, train: bool = False):
-        """Encode and decode in one pass -> (CodecOutput, wav float32 [B, N])."""
-        output = self.encode(wav, wav_length, domain, train)
-        mask = None if wav_length is None else output.frame_mask
-        return output, self.decode(output.quantised, mask, train)
-
-    def decode_codes(self, codes, frame_mask=None) -> jax.Array:
-        """codes [B, T] or [B, T, Q] -> wav float32 [B, T * hop]."""
-        return self.decode(self.lookup(codes), frame_mask)
+    def synthesise(self, quantised, mask, train: bool = False) -> jax.Array:
+        """quantised [B, T, D], mask bool [B, T] or None -> wav float32 [B, T * hop]."""
+        return self.decoder(quantised, mask, train)
 
     def lookup(self, codes) -> jax.Array:
         """codes [B, T] or [B, T, Q] -> quantised [B, T, D]."""

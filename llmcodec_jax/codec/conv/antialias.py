@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llmcodec_jax.codec.conv.layers import sine_squared
+
 TAPS = 12
 
 
@@ -99,7 +101,7 @@ class AntiAliasedSnake(nn.Module):
         held = hold(x, x[:, :1], last_step(x, length), length, 3, 3)
         even, odd = correlate(held[:, :-1], double[0]), correlate(held[:, 1:], double[1])
 
-        even, odd = (u + gain * jnp.square(jnp.sin(frequency * u)) for u in (even, odd))
+        even, odd = (u + gain * sine_squared(frequency * u) for u in (even, odd))
         first, last = even[:, :1], last_step(odd, length)
         even, odd = hold(even, first, last, length, 2, 3), hold(odd, first, last, length, 3, 2)
         return correlate(even, even_taps) + correlate(odd, odd_taps), length

@@ -153,7 +153,7 @@ class BigCodec(FactorisedCodec, ConvCodec):
         codes = codes[..., None] if self.levels == 1 else codes
         return Quantised(quantised, codes, query, loss)
 
-    def synthesise(self, quantised, mask):
+    def synthesise(self, quantised, mask, train: bool = False):
         """quantised [B, T, D] -> wav [B, T * hop]."""
         return self.decoder(quantised, None if mask is None else jnp.sum(mask, axis=1))
 

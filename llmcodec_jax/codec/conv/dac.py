@@ -164,7 +164,7 @@ class DAC(FactorisedCodec, ConvCodec):
         quantised, codes, query, loss = self.quantizer(latent, mask, None, train, levels)
         return Quantised(quantised, codes[..., None] if codes.ndim == 2 else codes, query, loss)
 
-    def synthesise(self, quantised, mask):
+    def synthesise(self, quantised, mask, train: bool = False):
         """quantised [B, T, D] -> wav float32 [B, T * hop]."""
         return self.decoder(quantised, None if mask is None else jnp.sum(mask, axis=1))
 

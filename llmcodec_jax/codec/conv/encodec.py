@@ -101,7 +101,7 @@ class EnCodec(EuclideanCodec):
         """wav [B, N] -> latent [B, T, D]."""
         return self.encoder(wav[..., None], length)[0]
 
-    def synthesise(self, quantised, mask):
+    def synthesise(self, quantised, mask, train: bool = False):
         """quantised [B, T, D] -> wav float32 [B, T * hop]."""
         length = None if mask is None else jnp.sum(mask, axis=1)
         return self.decoder(quantised, length)[0][..., 0].astype(jnp.float32)

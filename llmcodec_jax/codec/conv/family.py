@@ -7,29 +7,44 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from llmcodec_jax.codec.base import CodecModule
+from llmcodec_jax.codec.conv.layers import FOLDED
 from llmcodec_jax.codec.conv.residual_vq import Quantised
 from llmcodec_jax.codec.layout import LayoutError
 from llmcodec_jax.codec.quantizer import revive_dead_codes
 from llmcodec_jax.types import CodecOutput, Search
 
+FOLD_FRAMES = 8  # of the clip by which folded values are found; any number gives the same
 
-class ConvCodec(nn.Module):
+
+class ConvCodec(CodecModule):
     """Base of a family: it has `strides`, `levels` and the three methods below.
 
     `analyse(wav [B, N], length) -> latent [B, T, D]`, `length` int32 [B] in samples, whole frames,
     or None; `quantise(latent, mask, domain, levels, train) -> Quantised`;
-    `synthesise(quantised [B, T, D], mask) -> wav float32 [B, T * hop]`, `mask` bool [B, T] or None.
+    `synthesise` of CodecModule.
     """
 
     @property
     def hop(self) -> int:
         """Samples per frame."""
         return math.prod(self.strides)
+
+    def fold(self, variables: dict) -> dict:
+        """The same variables and, beside them, what follows from them alone (`conv.layers`).
+
+        For use of a codec, not for its training: kernels are finished once, not at every call.
+        """
+        chunk = jnp.zeros((1, FOLD_FRAMES * self.hop), jnp.float32)
+
+        def follow(variables):
+            return self.apply(variables, chunk, method="reconstruct", mutable=[FOLDED])[1]
+
+        return {**variables, **jax.jit(follow)(variables)}
 
     def encode(
         self, wav, wav_length=None, domain=None, train: bool = False, levels: int | None = None
@@ -52,26 +67,9 @@ class ConvCodec(nn.Module):
         codes = found.codes[..., 0] if self.levels == 1 else found.codes
         return CodecOutput(latent, codes, found.quantised, found.query, found.loss, mask)
 
-    def decode(self, quantised, frame_mask=None, train: bool = False) -> jax.Array:
-        """quantised [B, T, D], frame_mask bool [B, T] or None -> wav float32 [B, T * hop]."""
-        wav = self.synthesise(quantised, frame_mask)
-        if frame_mask is None:
-            return wav
-        return jnp.where(jnp.repeat(frame_mask, self.hop, axis=1), wav, 0.0)
-
-    def reconstruct(self, wav, wav_length=None, domain=None, train: bool = False):
-        """Encode and decode in one pass -> (CodecOutput, wav float32 [B, N])."""
-        output = self.encode(wav, wav_length, domain, train)
-        mask = None if wav_length is None else output.frame_mask
-        return output, self.decode(output.quantised, mask, train)
-
     def lookup(self, codes) -> jax.Array:
         """codes [B, T] or [B, T, q], q <= levels -> quantised [B, T, D]."""
         return self.quantizer.lookup(codes[..., None] if codes.ndim == 2 else codes)
-
-    def decode_codes(self, codes, frame_mask=None) -> jax.Array:
-        """codes [B, T] or [B, T, q] -> wav float32 [B, T * hop]."""
-        return self.decode(self.lookup(codes), frame_mask)
 
 
 class EuclideanCodec(ConvCodec):

@@ -15,11 +15,15 @@ their finished kernels in that collection, and applied with it they read them th
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from llmcodec_jax.codec.conv import fast_fir
 
 PAD_MODES = ("zero", "reflect", "replicate")
 NORMS = ("none", "weight", "group")
@@ -32,6 +36,42 @@ TORCH_UNIFORM = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 def precision(dtype) -> jax.lax.Precision | None:
     """float32 means float32 on every accelerator: codes must not depend on where one encodes."""
     return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
+
+
+def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x [B, T, I] times kernel [I, O], in their type -> [B, T, O].
+
+    Written as a convolution of one tap, which every backend turns into a product: XLA's CPU
+    backend packs the kernel of a plain one anew at each call, which takes two to three times as
+    long where few steps meet a large kernel, as in a stream or a recurrent layer.
+    """
+    return fast_fir.plain(x, kernel[None], 1, precision(x.dtype))
+
+
+def elu(x: jax.Array) -> jax.Array:
+    """x above 0, e^x - 1 below: without `expm1`, which takes twice as long on CPUs. Absolute
+    precision is all that an activation of unit size needs."""
+    return jnp.where(x > 0, x, jnp.exp(jnp.minimum(x, 0)) - 1)
+
+
+def sine_squared(x: jax.Array) -> jax.Array:
+    """sin^2(x) within 4e-7, float32 inside: a polynomial of what is left of x beside multiples of
+    pi. Vectorises everywhere; on CPUs it takes an eighth of the time of `jnp.sin`."""
+    turn = jnp.asarray(x, jnp.float32)
+    count = jnp.round(turn * np.float32(1 / np.pi))
+    for part in PI_PARTS:
+        turn = turn - count * part
+    square = jnp.square(turn)
+    series = jnp.full_like(square, SINE_SQUARED[-1])
+    for coefficient in SINE_SQUARED[-2::-1]:
+        series = series * square + coefficient
+    return (series * square).astype(x.dtype)
+
+
+PI_PARTS = (3.140625, 9.67502593994140625e-4, 1.509957990978376432e-7)
+"""pi in three parts, the first two with few bits, so that multiples of them are exact."""
+SINE_SQUARED = (1, -1 / 3, 2 / 45, -1 / 315, 2 / 14175, -2 / 467775, 4 / 42567525, -1 / 638512875)
+"""sin^2(x) / x^2 as a series in x^2, the last term below 4e-7 at pi / 2."""
 
 
 def is_streaming(module: nn.Module) -> bool:
@@ -182,9 +222,28 @@ class Conv1d(_Kernel):
         elif padding:
             right = padding // 2
             x = pad_time(x, length, padding - right, right, self.pad_mode)
-        y = jax.lax.conv_general_dilated(
+        kernel = self._weights((self.kernel, self.inputs // self.groups, self.features), 2)
+        y = self._products(x, kernel)
+        length = None if length is None else length // self.stride
+        return self._finish(y, length), length
+
+    def _products(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """x [B, T + padding, inputs] -> [B, T / stride, features]."""
+        if self.inputs == self.stride == 1:
+            # One channel is no matrix product, and fuses into one pass as a sum.
+            steps = x.shape[1] - (self.kernel - 1) * self.dilation
+            taps = (x[:, i * self.dilation :][:, :steps] for i in range(self.kernel))
+            return functools.reduce(jnp.add, map(jnp.multiply, taps, kernel))
+        plain = self.groups == 1 and self.dilation == 1 and self.kernel % self.stride == 0
+        if plain and self.stride > 1:  # one over blocks of a stride's steps
+            blocks = x.reshape(x.shape[0], -1, self.stride * self.inputs)
+            kernel = kernel.reshape(-1, blocks.shape[-1], self.features)
+            return fast_fir.convolve(blocks, kernel, 1, precision(self.dtype))
+        if self.groups == self.stride == 1:
+            return fast_fir.convolve(x, kernel, self.dilation, precision(self.dtype))
+        return jax.lax.conv_general_dilated(
             x,
-            self._weights((self.kernel, self.inputs // self.groups, self.features), 2),
+            kernel,
             (self.stride,),
             "VALID",
             rhs_dilation=(self.dilation,),
@@ -192,8 +251,6 @@ class Conv1d(_Kernel):
             feature_group_count=self.groups,
             precision=precision(self.dtype),
         )
-        length = None if length is None else length // self.stride
-        return self._finish(y, length), length
 
 
 class ConvTranspose1d(_Kernel):
@@ -248,15 +305,20 @@ class ConvTranspose1d(_Kernel):
             for i in range(1, frames):
                 y += x[:, i : i + steps, None] * kernel[i]
             return y.reshape(x.shape[0], -1, self.features)
-        y = jax.lax.conv_general_dilated(
-            x,
-            self._weights((frames, self.inputs // self.groups, self.stride * self.features), 1),
-            (1,),
-            "VALID",
-            dimension_numbers=("NWC", "WIO", "NWC"),
-            feature_group_count=self.groups,
-            precision=precision(self.dtype),
-        )
+        shape = (frames, self.inputs // self.groups, self.stride * self.features)
+        kernel, exact = self._weights(shape, 1), precision(self.dtype)
+        if self.groups == 1:
+            y = fast_fir.convolve(x, kernel, 1, exact)
+        else:
+            y = jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                (1,),
+                "VALID",
+                dimension_numbers=("NWC", "WIO", "NWC"),
+                feature_group_count=self.groups,
+                precision=exact,
+            )
         y = y.reshape(*y.shape[:2], self.groups, self.stride, -1)
         return y.swapaxes(2, 3).reshape(y.shape[0], -1, self.features)
 
@@ -270,4 +332,4 @@ class Snake(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         alpha = self.param("alpha", nn.initializers.ones, (self.channels,), jnp.float32)
         alpha = alpha.astype(x.dtype)
-        return x + jnp.square(jnp.sin(alpha * x)) / (alpha + 1e-9)
+        return x + sine_squared(alpha * x) / (alpha + 1e-9)

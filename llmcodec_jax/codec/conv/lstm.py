@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from llmcodec_jax.codec.conv.layers import STREAM, is_streaming, precision
+from llmcodec_jax.codec.conv.layers import STREAM, is_streaming, matmul
 
 
 def _uniform(width: int):
@@ -38,8 +38,8 @@ class LSTMLayer(nn.Module):
         across = self.param("recurrent_kernel", start, (self.width, gates), jnp.float32)
         bias = self.param("input_bias", start, (gates,), jnp.float32)
         bias = bias + self.param("recurrent_bias", start, (gates,), jnp.float32)
-        exact = precision(self.dtype)
-        driven = jnp.dot(x.astype(self.dtype), into.astype(self.dtype), precision=exact)
+        across = across.astype(self.dtype)
+        driven = matmul(x.astype(self.dtype), into.astype(self.dtype))
         driven = (driven + bias.astype(self.dtype)).swapaxes(0, 1)
         valid = jnp.ones((x.shape[1], 1), bool)
         if length is not None and self.reverse:
@@ -48,7 +48,7 @@ class LSTMLayer(nn.Module):
         def step(state, inputs):
             hidden, cell = state
             drive, on = inputs
-            z = drive + jnp.dot(hidden, across.astype(self.dtype), precision=exact)
+            z = drive + matmul(hidden[None], across)[0]
             i, f, g, o = jnp.split(z, 4, axis=-1)
             cell = nn.sigmoid(f) * cell + nn.sigmoid(i) * jnp.tanh(g)
             hidden = nn.sigmoid(o) * jnp.tanh(cell)

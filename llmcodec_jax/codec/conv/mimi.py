@@ -177,7 +177,7 @@ class Mimi(EuclideanCodec):
         """wav [B, N] -> latent [B, T, D]."""
         return self.encoder(wav[..., None], length)
 
-    def synthesise(self, quantised, mask):
+    def synthesise(self, quantised, mask, train: bool = False):
         """quantised [B, T, D] -> wav float32 [B, T * hop]."""
         return self.decoder(quantised)[..., 0].astype(jnp.float32)
 

@@ -20,8 +20,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from llmcodec_jax.codec.conv.layers import FOLDED
-from llmcodec_jax.codec.quantizer import EXACT, code_counts, used_levels
+from llmcodec_jax.codec.conv.layers import FOLDED, matmul
+from llmcodec_jax.codec.quantizer import code_counts, used_levels
 
 LEARNING = ("ema", "gradient")
 
@@ -35,34 +35,19 @@ class Quantised(NamedTuple):
     loss: jax.Array  # float32 [B], mean over used levels and the clip's valid frames
 
 
-def half_squares(table: jax.Array) -> jax.Array:
-    """Half of each row's squared length: [V, d] -> [V]."""
-    return 0.5 * jnp.sum(jnp.square(table), axis=-1)
+def search_columns(table: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What a search by distance multiplies and subtracts: rows [V, d] as columns [d, V], and half
+    of each row's squared length [V]."""
+    return table.T, 0.5 * jnp.sum(jnp.square(table), axis=-1)
 
 
-def nearest_euclidean(
-    query: jax.Array, table: jax.Array, halves: jax.Array | None = None
-) -> jax.Array:
-    """Index of the closest row, the lowest of equals: [B, T, d], [V, d] -> int32 [B, T].
-
-    `halves`: half_squares(table), where they are known.
-    """
-    score = jnp.einsum("btd,vd->btv", query, table, precision=EXACT)
-    score = score - (half_squares(table) if halves is None else halves)
+def nearest_euclidean(query: jax.Array, columns: jax.Array, halves: jax.Array) -> jax.Array:
+    """Index of the closest row, the lowest of equals: [B, T, d], search_columns -> int32 [B, T]."""
+    score = matmul(query, columns) - halves
     # Two plain reductions vectorise on every backend; an argmax does not on CPUs.
     best = jnp.max(score, axis=-1, keepdims=True)
-    index = jnp.arange(table.shape[0], dtype=jnp.int32)
-    return jnp.min(jnp.where(score == best, index, table.shape[0] - 1), axis=-1)
-
-
-def draw_levels(key: jax.Array, batch: int, levels: int, share: float) -> jax.Array:
-    """Quantiser dropout: how many levels each clip uses in a training step, int32 [batch].
-
-    The first `share` of the clips draw uniformly from 1 to `levels`, the others use all (Kumar
-    et al. 2023, section 3.2; SoundStream draws for every clip, share 1).
-    """
-    drawn = jax.random.randint(key, (batch,), 1, levels + 1, jnp.int32)
-    return jnp.where(jnp.arange(batch) < int(batch * share), drawn, levels)
+    index = jnp.arange(halves.shape[0], dtype=jnp.int32)
+    return jnp.min(jnp.where(score == best, index, halves.shape[0] - 1), axis=-1)
 
 
 class EuclideanLevel(nn.Module):
@@ -102,20 +87,21 @@ class EuclideanLevel(nn.Module):
 
     def __call__(self, residual: jax.Array, mask: jax.Array, train: bool = False):
         """residual float32 [B, T, d], mask bool [B, T] -> (codes [B, T], chosen [B, T, d])."""
-        inputs = jax.lax.stop_gradient((residual, self.table()))
-        codes = nearest_euclidean(*inputs, self._folded_halves(inputs[1]))
+        codes = nearest_euclidean(jax.lax.stop_gradient(residual), *self._columns())
         codes = jnp.where(mask, codes, 0)
         chosen = self.lookup(codes)
         if train and not self.is_initializing():
             self._follow(jax.lax.stop_gradient(residual), codes, mask)
         return codes, chosen
 
-    def _folded_halves(self, table: jax.Array) -> jax.Array | None:
-        """Half the squared lengths of the codes where they were folded: for one frame at a time
-        they take longer than the search."""
+    def _columns(self) -> tuple[jax.Array, jax.Array]:
+        """search_columns of the codebook; folded, for they take longer than a frame's search."""
+        if self.has_variable(FOLDED, "columns"):
+            return self.get_variable(FOLDED, "columns")
+        columns = search_columns(jax.lax.stop_gradient(self.table()))
         if self.is_mutable_collection(FOLDED) and not self.is_initializing():
-            self.put_variable(FOLDED, "halves", half_squares(table))
-        return self.get_variable(FOLDED, "halves") if self.has_variable(FOLDED, "halves") else None
+            self.put_variable(FOLDED, "columns", columns)
+        return columns
 
     def _follow(self, residual: jax.Array, codes: jax.Array, mask: jax.Array) -> None:
         """Moves the running statistics, and under "ema" the codebook, to this batch."""
@@ -163,10 +149,10 @@ class ResidualEuclidean(nn.Module):
 
     def _into(self, latent: jax.Array) -> jax.Array:
         latent = latent.astype(jnp.float32)
-        return latent if self.in_proj is None else jnp.dot(latent, self.in_proj, precision=EXACT)
+        return latent if self.in_proj is None else matmul(latent, self.in_proj)
 
     def _out(self, inside: jax.Array) -> jax.Array:
-        return inside if self.out_proj is None else jnp.dot(inside, self.out_proj, precision=EXACT)
+        return inside if self.out_proj is None else matmul(inside, self.out_proj)
 
     def __call__(
         self,

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from llmcodec_jax.codec.conv.layers import Conv1d, ConvTranspose1d, Snake
+from llmcodec_jax.codec.conv.layers import Conv1d, ConvTranspose1d, Snake, elu
 from llmcodec_jax.codec.conv.lstm import LSTM
 
 
@@ -92,7 +92,7 @@ class SEANetConfig:
             return Snake(x.shape[-1], name=name)(x)
         if self.activation != "elu":
             raise ValueError(f"activation {self.activation!r} is neither elu nor snake")
-        return nn.elu(x)
+        return elu(x)
 
 
 class ResidualBlock(nn.Module):

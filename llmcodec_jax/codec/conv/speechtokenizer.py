@@ -77,7 +77,7 @@ class SpeechTokenizer(EuclideanCodec):
             self.to_semantic(latent)
         return super().quantise(latent, mask, domain, levels, train)
 
-    def synthesise(self, quantised, mask):
+    def synthesise(self, quantised, mask, train: bool = False):
         """quantised [B, T, D] -> wav float32 [B, T * hop]."""
         length = None if mask is None else jnp.sum(mask, axis=1)
         return self.decoder(quantised, length)[0][..., 0].astype(jnp.float32)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmcodec_jax.codec.conv.layers import STREAM, TORCH_UNIFORM, is_streaming, precision
+from llmcodec_jax.codec.conv.layers import STREAM, TORCH_UNIFORM, is_streaming, matmul, precision
 
 EPSILON = 1e-5
 
@@ -26,16 +26,18 @@ def rotate(x: jax.Array, first: int, theta: float) -> jax.Array:
     return jnp.concatenate([left * cosine - right * sine, right * cosine + left * sine], axis=-1)
 
 
-def dense(features: int, dtype: Any, name: str) -> nn.Dense:
-    """A linear map without bias."""
-    return nn.Dense(
-        features,
-        use_bias=False,
-        dtype=dtype,
-        kernel_init=TORCH_UNIFORM,
-        precision=precision(dtype),
-        name=name,
-    )
+class Linear(nn.Module):
+    """A linear map without bias: `kernel` [inputs, features]."""
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [B, T, inputs] -> [B, T, features]."""
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", TORCH_UNIFORM, shape, jnp.float32)
+        return matmul(x.astype(self.dtype), kernel.astype(self.dtype))
 
 
 class Attention(nn.Module):
@@ -56,7 +58,7 @@ class Attention(nn.Module):
         """x [B, T, D] -> [B, T, D]."""
         shape = (*x.shape[:2], self.heads, self.width // self.heads)
         query, key, value = (
-            dense(self.width, self.dtype, name)(x).reshape(shape).swapaxes(1, 2)
+            Linear(self.width, self.dtype, name=name)(x).reshape(shape).swapaxes(1, 2)
             for name in ("query", "key", "value")
         )
         key, value, past, seen = self._with_past(key, value)
@@ -69,7 +71,7 @@ class Attention(nn.Module):
         scores = jnp.where(allowed, scores / math.sqrt(shape[-1]), -jnp.inf)
         weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
         mixed = jnp.einsum("bhts,bhsd->bhtd", weights, value, precision=exact)
-        return dense(self.width, self.dtype, "out")(mixed.swapaxes(1, 2).reshape(x.shape))
+        return Linear(self.width, self.dtype, name="out")(mixed.swapaxes(1, 2).reshape(x.shape))
 
     def _with_past(self, key: jax.Array, value: jax.Array):
         """-> (keys, values behind those of the stream, how many those are, how many are real)."""
@@ -115,8 +117,8 @@ class Layer(nn.Module):
             self.width, self.heads, self.window, self.theta, self.dtype, name="attention"
         )
         x = x + scaled(attention(norm("attention_norm")(x)), "attention_scale")
-        y = dense(self.hidden, self.dtype, "up")(norm("mlp_norm")(x))
-        y = dense(self.width, self.dtype, "down")(nn.gelu(y, approximate=False))
+        y = Linear(self.hidden, self.dtype, name="up")(norm("mlp_norm")(x))
+        y = Linear(self.width, self.dtype, name="down")(nn.gelu(y, approximate=False))
         return x + scaled(y, "mlp_scale")
 
 

@@ -22,7 +22,7 @@ from llmcodec_jax.codec.conv.layers import TORCH_UNIFORM, mask_time, precision
 from llmcodec_jax.codec.conv.residual_vq import Quantised
 from llmcodec_jax.codec.conv.rows import SEANetRows, seanet_sizes
 from llmcodec_jax.codec.conv.seanet import SEANetConfig, SEANetEncoder
-from llmcodec_jax.codec.conv.transformer import dense
+from llmcodec_jax.codec.conv.transformer import Linear
 from llmcodec_jax.codec.conv.wavtokenizer import ENCODEC, PARTS, VocosCodec
 from llmcodec_jax.codec.layout import Tensor
 from llmcodec_jax.codec.quantizer import EXACT, nearest
@@ -55,7 +55,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, length: jax.Array | None) -> jax.Array:
         width, exact = x.shape[-1], precision(self.dtype)
-        parts = jnp.split(dense(3 * width, self.dtype, "qkv")(x), 3, axis=-1)
+        parts = jnp.split(Linear(3 * width, self.dtype, name="qkv")(x), 3, axis=-1)
         query, key, value = (p.reshape(*p.shape[:2], self.heads, -1) for p in parts)
         query, key = rotate(query), rotate(key)
         scores = jnp.einsum("bthd,bshd->bhts", query, key, precision=exact).astype(jnp.float32)
@@ -65,7 +65,7 @@ class Attention(nn.Module):
             scores = jnp.where(valid[:, None, None], scores, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
         mixed = jnp.einsum("bhts,bshd->bthd", weights, value, precision=exact)
-        return dense(width, self.dtype, "out")(mixed.reshape(x.shape))
+        return Linear(width, self.dtype, name="out")(mixed.reshape(x.shape))
 
 
 class Expert(nn.Module):
@@ -76,9 +76,9 @@ class Expert(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        gate = nn.silu(dense(self.hidden, self.dtype, "gate")(x))
-        return dense(x.shape[-1], self.dtype, "down")(
-            gate * dense(self.hidden, self.dtype, "up")(x)
+        gate = nn.silu(Linear(self.hidden, self.dtype, name="gate")(x))
+        return Linear(x.shape[-1], self.dtype, name="down")(
+            gate * Linear(self.hidden, self.dtype, name="up")(x)
         )
 
 
@@ -95,7 +95,7 @@ class Mixture(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        router = dense(self.experts, jnp.float32, "router")
+        router = Linear(self.experts, jnp.float32, name="router")
         share = jax.nn.softmax(router(x.astype(jnp.float32)), axis=-1)
         best = jax.nn.one_hot(jnp.argmax(share, axis=-1), self.experts, dtype=share.dtype)
         y = Expert(self.hidden, self.dtype, name="shared")(x)

@@ -38,7 +38,7 @@ class VocosCodec(ConvCodec):
             parent=None,
         )
 
-    def synthesise(self, quantised, mask):
+    def synthesise(self, quantised, mask, train: bool = False):
         """quantised [B, T, D] -> wav [B, T * hop]."""
         return self.decoder(quantised, mask, self.condition)
 
