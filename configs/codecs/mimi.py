@@ -14,4 +14,5 @@ def get_config() -> ConfigDict:
     c = recipe.from_scratch("mimi", 8e-4, final=0.0, steps=1_000_000, batch=64, seconds=12.0)
     for name in ("encoder", "decoder", "discriminators"):
         c.optim.groups[name].update(b1=0.5, b2=0.9, weight_decay=0.05)
+    c.training.quantiser_dropout = 1.0
     return c

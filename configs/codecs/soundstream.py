@@ -11,7 +11,7 @@ from configs.codecs import recipe
 
 
 def get_config() -> ConfigDict:
-    return recipe.from_scratch(
+    c = recipe.from_scratch(
         "encodec",
         1e-4,
         final=0.1,
@@ -29,3 +29,5 @@ def get_config() -> ConfigDict:
         lstm_layers=0,
         levels=8,
     )
+    c.training.quantiser_dropout = 1.0
+    return c

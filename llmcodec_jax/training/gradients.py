@@ -16,11 +16,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from llmcodec_jax.codec.quantizer import code_counts
+from llmcodec_jax.codec.quantizer import code_counts, draw_levels
 from llmcodec_jax.losses import adversarial
 from llmcodec_jax.losses.distillation import distillation_loss
 from llmcodec_jax.losses.spectral import ACOUSTIC, acoustic_losses
 from llmcodec_jax.training import metrics, terms
+from llmcodec_jax.training.balancer import balance, term_gradients
 from llmcodec_jax.training.language import Branch, TextStates, language_losses, shift
 from llmcodec_jax.training.method import Method
 from llmcodec_jax.training.schedules import Phase
@@ -38,9 +39,18 @@ def batch_counts(method: Method, batch: Batch) -> dict:
     return terms.batch_counts(method.weights, batch, method.codec.hop, method.horizons)
 
 
-def run_codec(method: Method, params, batch_stats, batch: Batch, train: bool):
-    """wav -> (CodecOutput, reconstruction [B, N], updated batch_stats)."""
+def drawn_levels(method: Method, batch: Batch, key) -> jax.Array | None:
+    """Quantiser dropout: how many levels each clip uses, int32 [B]; None without."""
+    share = method.training.quantiser_dropout
+    if not share:
+        return None
+    return draw_levels(key, batch.wav.shape[0], method.codec.levels, share)
+
+
+def run_codec(method: Method, params, batch_stats, batch: Batch, train: bool, levels=None):
+    """wav -> (CodecOutput, reconstruction [B, N], updated batch_stats); `levels`: drawn_levels."""
     variables = {"params": params, "batch_stats": batch_stats}
+    options = {} if levels is None else {"levels": levels}
     domain = batch.domain if method.training.use_domains and train else None
     (output, wav), changed = method.codec.apply(
         variables,
@@ -50,6 +60,7 @@ def run_codec(method: Method, params, batch_stats, batch: Batch, train: bool):
         train=train and method.train_norm,
         method="reconstruct",
         mutable=["batch_stats"],
+        **options,
     )
     return output, wav, changed.get("batch_stats", batch_stats)
 
@@ -68,8 +79,8 @@ def _encode_jittered(method: Method, params, batch_stats, batch: Batch, key):
     return output
 
 
-def sound_losses(method: Method, batch: Batch, output: CodecOutput, wav) -> Losses:
-    """What the decoded audio and the quantiser are judged by without a second player."""
+def sound_losses(method: Method, batch: Batch, wav) -> Losses:
+    """What the decoded audio is judged by without a second player."""
     wanted = {term.name for term in method.terms}
     per_clip = acoustic_losses(
         batch.wav,
@@ -79,7 +90,6 @@ def sound_losses(method: Method, batch: Batch, output: CodecOutput, wav) -> Loss
         names=wanted & set(ACOUSTIC),
         **dataclasses.asdict(method.spectral),
     )
-    per_clip |= {"vq": output.vq_loss} if "vq" in wanted else {}
     valid = batch.wav_length > 0
     return {name: metrics.per_item(values, valid) for name, values in per_clip.items()}
 
@@ -104,18 +114,37 @@ def taught_loss(method: Method, params: dict, codec, batch_stats, batch: Batch, 
     return {"distillation": metrics.per_item(values, batch.wav_length > 0)}
 
 
+def quantiser_losses(method: Method, batch: Batch, output: CodecOutput) -> Losses:
+    """The quantiser's own loss, where it has a weight."""
+    if not any(term.name == "vq" for term in method.terms):
+        return {}
+    return {"vq": metrics.per_item(output.vq_loss, batch.wav_length > 0)}
+
+
+def balanced_sound(method: Method, batch: Batch, wav, counts) -> tuple[dict, Losses]:
+    """Each acoustic loss's gradient by the audio, {name: [B, N]}, and the raw losses."""
+
+    def means(wav):
+        losses = sound_losses(method, batch, wav)
+        return terms.averages(losses, counts), losses
+
+    return term_gradients(means, wav)
+
+
 def codec_forward(method: Method, phase: Phase, state: TrainState, lm_params, batch, counts, key):
     """Builds params -> ((reconstruction, weighted losses), aux), the codec player's forward."""
     step = state.step
     weights = step_weights(method, step)
-    parts = ("codec", "lm", "alignment") if phase.lm else ("codec",)
 
     def forward(params, batch_stats):
         codec = params["codec"] if phase.codec else jax.lax.stop_gradient(params["codec"])
-        output, wav, new_stats = run_codec(method, codec, batch_stats, batch, train=True)
-        losses = sound_losses(method, batch, output, wav)
+        levels = drawn_levels(method, batch, stream(key, step, "levels"))
+        output, wav, new_stats = run_codec(method, codec, batch_stats, batch, True, levels)
+        losses = quantiser_losses(method, batch, output)
         losses |= taught_loss(method, params, codec, new_stats, batch, output)
-        histogram = code_histogram(method, output)
+        if not method.training.balance:
+            losses |= sound_losses(method, batch, wav)
+        histogram = code_histogram(method, output, levels)
         text = None
         if phase.lm:
             if method.jitter:
@@ -134,26 +163,28 @@ def codec_forward(method: Method, phase: Phase, state: TrainState, lm_params, ba
             )
             spoken, text = language_losses(method, branch)
             losses |= spoken
-        terms.check_losses(losses, method.weights, parts, method.horizons)
         total = terms.weighted_total(losses, weights, counts)
         return (wav, total), (losses, new_stats, text, histogram)
 
     return forward
 
 
-def code_histogram(method: Method, output: CodecOutput) -> jax.Array:
-    """How often each code of each level occurs on valid frames, float32 [Q, V]."""
-    size, levels = method.codec.codebook_size, range(method.codec.levels)
-    return jnp.stack([code_counts(output.level(q).codes, output.frame_mask, size) for q in levels])
+def code_histogram(method: Method, output: CodecOutput, levels=None) -> jax.Array:
+    """How often each code of each level occurs on valid frames that use it, float32 [Q, V]."""
+    counted = []
+    for q in range(method.codec.levels):
+        mask = output.frame_mask if levels is None else output.frame_mask & (q < levels)[:, None]
+        counted.append(code_counts(output.level(q).codes, mask, method.codec.codebook_size))
+    return jnp.stack(counted)
 
 
 def adversarial_players(method: Method, state: TrainState, batch: Batch, fake, counts):
     """Both players' shares of the adversarial game from one real and one fake pass.
 
-    Returns (discriminator gradients, cotangent of `fake`, losses).
+    Returns (discriminator gradients, cotangent of `fake`, losses); with a balancer the cotangent
+    is one for each loss by name, without its weight.
     """
     weights = step_weights(method, state.step)
-
     judges = method.discriminators
     assert judges is not None, "a phase with discriminators in a run without"
 
@@ -178,14 +209,21 @@ def adversarial_players(method: Method, state: TrainState, batch: Batch, fake, c
         if "feature_matching" in wanted:
             losses["feature_matching"] = adversarial.feature_matching_loss(real, made, masks)
         terms.check_losses(losses, method.weights, ("discriminator",), method.horizons)
+        if method.training.balance:
+            return terms.averages(losses, counts), losses
         return terms.weighted_total(losses, weights, counts), losses
 
     (real_cotangent, made_cotangent), own = jax.grad(
         discriminator_objective, argnums=(0, 1), has_aux=True
     )(real, made)
-    codec_cotangent, others = jax.grad(codec_objective, has_aux=True)(made)
     gradients = jax.tree.map(jnp.add, pull_real(real_cotangent)[0], pull_made(made_cotangent)[0])
-    return gradients, pull_made(codec_cotangent)[1], own | others
+    if method.training.balance:
+        by_name, others = term_gradients(codec_objective, made)
+        cotangent = {name: pull_made(gradient)[1] for name, gradient in by_name.items()}
+    else:
+        codec_cotangent, others = jax.grad(codec_objective, has_aux=True)(made)
+        cotangent = pull_made(codec_cotangent)[1]
+    return gradients, cotangent, own | others
 
 
 class Gradients(NamedTuple):
@@ -196,6 +234,12 @@ class Gradients(NamedTuple):
     losses: Losses  # every raw loss and accuracy as (sum, count)
     histogram: jax.Array  # float32 [Q, V], codes of the main pass
     text: TextStates | None  # what the bank takes in
+
+
+def _check(method: Method, phase: Phase, losses: Losses) -> None:
+    """That the codec's and the LM's losses are those with a weight. Raises ValueError."""
+    parts = ("codec", "lm", "alignment") if phase.lm else ("codec",)
+    terms.check_losses(losses, method.weights, parts, method.horizons)
 
 
 def player_gradients(
@@ -211,11 +255,18 @@ def player_gradients(
     )
     losses, new_stats, text, histogram = aux
     discriminator_gradients = jax.tree.map(jnp.zeros_like, state.discriminator)
-    fake_cotangent = jnp.zeros_like(fake)
+    by_name, cotangent = {}, jnp.zeros_like(fake)
+    if method.training.balance:
+        by_name, heard = balanced_sound(method, batch, fake, counts)
+        losses |= heard
+    _check(method, phase, losses)
     if phase.discriminator:
-        discriminator_gradients, fake_cotangent, played = adversarial_players(
+        discriminator_gradients, cotangent, played = adversarial_players(
             method, state, batch, fake, counts
         )
         losses |= played
-    (gradients,) = pullback((fake_cotangent, jnp.ones(())))
+    if method.training.balance:
+        by_name |= cotangent if phase.discriminator else {}
+        cotangent = balance(by_name, step_weights(method, state.step), method.training.balance)
+    (gradients,) = pullback((cotangent, jnp.ones(())))
     return Gradients(gradients, discriminator_gradients, losses, histogram, text), new_stats

@@ -121,6 +121,18 @@ class CodecTraining:
     use_domains: bool = False  # limit the code search to each clip's domain partition
     revive_every: int = 0  # steps between revivals of dead codes; 0 never
     revive_below: float = 0.02  # a code is dead below this share of its fair share 1 / V
+    # Share of the clips that use a drawn number of a residual codec's levels, so that fewer serve
+    # too (SoundStream: 1, DAC: 0.5).
+    quantiser_dropout: float = 0.0
+    # Norm to which EnCodec's balancer brings the gradient of all losses on the decoded audio, each
+    # having its weight's share of it (EnCodec: 1); 0: losses are added by their weights.
+    balance: float = 0.0
+
+    def __post_init__(self):
+        if not 0 <= self.quantiser_dropout <= 1:
+            raise UsageError("training.quantiser_dropout is a share, from 0 to 1")
+        if self.balance < 0:
+            raise UsageError("training.balance is a norm, 0 for none")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +166,8 @@ class Method:
             )
         if bool(self.distillation.teacher) != bool(self.weights.distillation):
             raise UsageError("distillation.teacher and weights.distillation go together")
+        if self.training.quantiser_dropout and self.codec.levels == 1:
+            raise UsageError(f"training.quantiser_dropout: {name} has one level; set it to 0")
         if self.training.use_domains and not hasattr(self.codec, "domain_bounds"):
             raise UsageError(f"training.use_domains: {name} has no domain partitions")
 

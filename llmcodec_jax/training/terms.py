@@ -144,6 +144,11 @@ def batch_counts(weights: LossWeights, batch: Batch, hop: int, horizons: int) ->
     return counts
 
 
+def averages(losses: Losses, counts: dict) -> dict[str, jax.Array]:
+    """sum_i / count_i by name, with the counts of the whole (accumulated) batch."""
+    return {name: total / jnp.maximum(counts[name], 1) for name, (total, _) in losses.items()}
+
+
 def weighted_total(losses: Losses, weights: dict[str, Any], counts: dict) -> jax.Array:
     """sum_i w_i * sum_i / count_i, with the counts of the whole (accumulated) batch."""
     terms = [

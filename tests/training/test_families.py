@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 import llmcodec_jax
 from configs import base
 from llmcodec_jax.codec import registry, store
+from llmcodec_jax.errors import UsageError
 from llmcodec_jax.lm.decoder import init_params
 from llmcodec_jax.losses.spectral import CLIP, mel_loss
 from llmcodec_jax.training.config import read_config
@@ -21,7 +22,7 @@ from llmcodec_jax.training.run import run
 from llmcodec_jax.training.schedules import Phase
 from llmcodec_jax.training.state import init_state
 from llmcodec_jax.training.step import train_step
-from llmcodec_jax.types import Batch, CodecOutput
+from llmcodec_jax.types import Batch
 from tests.codec.families import EXAMPLES
 from tests.codec.toy_codec import TOY, ToyCodec
 from tests.tiny import babble, tiny_lm_config
@@ -78,9 +79,7 @@ def test_the_training_mel_is_that_of_the_codecs_rate(name):
     codec = EXAMPLES[name]
     batch, rng = small_batch(codec), np.random.default_rng(1)
     wav = batch.wav + 0.01 * rng.standard_normal(batch.wav.shape).astype(np.float32)
-    blank = jnp.zeros((2, 1, 1, 1))
-    output = CodecOutput(blank, blank, blank, blank, jnp.zeros(2), blank)
-    total, count = sound_losses(small_method(codec), batch, output, wav)["mel"]
+    total, count = sound_losses(small_method(codec), batch, wav)["mel"]
     clipped = (np.clip(x, -CLIP, CLIP) for x in (batch.wav, wav))
     expected = mel_loss(*clipped, batch.wav_length, sample_rate=codec.sample_rate)
     np.testing.assert_allclose(total / count, expected, rtol=1e-5)
@@ -116,6 +115,39 @@ def test_a_step_with_everything_on_moves_every_part(name):
         of = (lambda s: s.batch_stats) if running and part == "quantizer" else codec_params
         pair = (jax.tree.leaves(of(s)[part]) for s in (state, after))
         assert any(np.any(np.asarray(a) != b) for a, b in zip(*pair, strict=True)), part
+
+
+@pytest.mark.slow
+def test_a_step_with_the_balancer_and_drawn_levels():
+    """As EnCodec is published: the audio's gradient keeps its norm whatever the losses' scale."""
+    codec = EXAMPLES["encodec_running"]
+    batch, norms = small_batch(codec), []
+    for scale in (1.0, 1000.0):
+        c = small_config(codec)
+        c.lm.path, c.lm.config = "", None
+        c.training.update(quantiser_dropout=1.0, balance=1.0, train_norm=True)
+        c.schedule.lm_start = c.schedule.ftp_start = c.schedule.sa_start = 2.0
+        c.weights.update(vq=0.0)
+        c.weights.update(
+            {name: scale * c.weights[name] for name in c.weights if name not in ("vq", "r1")}
+        )
+        method = Method.from_config(read_config(c), None)
+        state = init_state(method, None, 0).replace(step=jnp.int32(2))
+        step = functools.partial(train_step, method=method, phase=Phase(True, True, False))
+        after, report = jax.jit(step)(state, None, batch)
+        assert report["skipped"] == 0
+        norms.append(float(report["grad_norm/decoder"]))
+        used = after.code_shares.sum(-1)  # the first level by all clips, the last by few
+        assert used[0] >= used[-1]
+    assert norms[0] > 0
+    np.testing.assert_allclose(*norms, rtol=1e-3)
+
+
+def test_drawn_levels_are_asked_of_residual_codecs_alone():
+    c = small_config(EXAMPLES["wavtokenizer"])
+    c.training.quantiser_dropout = 0.5
+    with pytest.raises(UsageError, match="quantiser_dropout: WavTokenizer has one level"):
+        Method.from_config(read_config(c), tiny_lm_config(3))
 
 
 def test_the_toy_goes_through_a_run_and_comes_out_usable(tmp_path, tiny_lm, speech):

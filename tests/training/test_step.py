@@ -12,7 +12,7 @@ from configs import base, miniature, quickstart
 from llmcodec_jax.lm.decoder import init_params
 from llmcodec_jax.training import metrics, terms
 from llmcodec_jax.training.config import read_config
-from llmcodec_jax.training.gradients import batch_counts, sound_losses
+from llmcodec_jax.training.gradients import batch_counts, quantiser_losses, sound_losses
 from llmcodec_jax.training.method import Method
 from llmcodec_jax.training.optim import Group
 from llmcodec_jax.training.schedules import NEVER, Phase
@@ -234,7 +234,8 @@ def test_terms_of_weight_zero_are_not_computed():
     )  # fmt: skip
     method, batch = tiny_method(weights=weights), tiny_batch()
     output = CodecOutput(*5 * [jnp.full(4, jnp.nan)], frame_mask=None)
-    losses = jax.eval_shape(lambda w: sound_losses(method, batch, output, w), batch.wav)
+    losses = jax.eval_shape(lambda w: sound_losses(method, batch, w), batch.wav)
+    assert not quantiser_losses(method, batch, output)
     assert set(losses) == {"multi_scale_mel", "multi_resolution_stft"}
     names = {term.name for term in method.terms}
     assert "adversarial" in names
