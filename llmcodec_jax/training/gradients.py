@@ -173,7 +173,9 @@ def code_histogram(method: Method, output: CodecOutput, levels=None) -> jax.Arra
     """How often each code of each level occurs on valid frames that use it, float32 [Q, V]."""
     counted = []
     for q in range(method.codec.levels):
-        mask = output.frame_mask if levels is None else output.frame_mask & (q < levels)[:, None]
+        mask = output.frame_mask
+        if levels is not None:
+            mask = mask & jnp.less(q, levels)[:, None]
         counted.append(code_counts(output.level(q).codes, mask, method.codec.codebook_size))
     return jnp.stack(counted)
 

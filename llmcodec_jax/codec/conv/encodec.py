@@ -64,23 +64,7 @@ class EnCodec(EuclideanCodec):
     @property
     def seanet(self) -> SEANetConfig:
         """The sizes of encoder and decoder."""
-        return SEANetConfig(
-            width=self.width,
-            filters=self.filters,
-            strides=self.strides,
-            kernel=self.kernel,
-            last_kernel=self.last_kernel,
-            residual_kernel=self.residual_kernel,
-            residual_layers=self.residual_layers,
-            dilation_growth=self.dilation_growth,
-            compress=self.compress,
-            shortcut=self.shortcut,
-            norm=self.norm,
-            causal=self.causal,
-            pad_mode=self.pad_mode,
-            lstm_layers=self.lstm_layers,
-            trim_right=self.trim_right,
-        )
+        return SEANetConfig.of(self)
 
     @property
     def stream_lead(self) -> int:

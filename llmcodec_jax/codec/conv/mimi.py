@@ -130,21 +130,7 @@ class Mimi(EuclideanCodec):
     @property
     def seanet(self) -> SEANetConfig:
         """The sizes of the convolutional encoder and decoder."""
-        return SEANetConfig(
-            width=self.width,
-            filters=self.filters,
-            strides=self.strides,
-            kernel=self.kernel,
-            last_kernel=self.last_kernel,
-            residual_kernel=self.residual_kernel,
-            residual_layers=self.residual_layers,
-            dilation_growth=self.dilation_growth,
-            compress=self.compress,
-            shortcut=False,
-            norm="none",
-            pad_mode="zero",
-            lstm_layers=0,
-        )
+        return SEANetConfig.of(self, shortcut=False, norm="none", pad_mode="zero", lstm_layers=0)
 
     @property
     def stream_lead(self) -> int:

@@ -42,6 +42,13 @@ class SEANetConfig:
     bidirectional: bool = False  # the encoder's LSTM; the decoder's looks back only
     trim_right: float = 1.0  # share of a causal transposed convolution's spare cut at the right
 
+    @classmethod
+    def of(cls, codec: Any, **others: Any) -> SEANetConfig:
+        """The fields that a codec module has by the same name; `others` fill or replace."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        own = {field.name for field in dataclasses.fields(codec)} & names
+        return cls(**{**{name: getattr(codec, name) for name in own}, **others})
+
     @property
     def lead(self) -> int:
         """Frames from which the padded start of every layer follows, of a causal network.

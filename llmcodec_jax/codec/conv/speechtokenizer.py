@@ -45,17 +45,7 @@ class SpeechTokenizer(EuclideanCodec):
     @property
     def seanet(self) -> SEANetConfig:
         """The sizes of encoder and decoder."""
-        return SEANetConfig(
-            width=self.width,
-            filters=self.filters,
-            strides=self.strides,
-            residual_layers=self.residual_layers,
-            dilation_growth=self.dilation_growth,
-            activation=self.activation,
-            causal=False,
-            lstm_layers=self.lstm_layers,
-            bidirectional=self.bidirectional,
-        )
+        return SEANetConfig.of(self, causal=False)
 
     def setup(self):
         dtype = jnp.dtype(self.dtype)

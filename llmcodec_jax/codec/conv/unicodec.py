@@ -196,35 +196,17 @@ class SimVQ(nn.Module):
 class UniCodec(VocosCodec):
     """The published codec at any size; satisfies `types.Codec`. The defaults are the release."""
 
-    sample_rate: int = 24_000  # Hz
-    strides: tuple[int, ...] = (2, 4, 5, 8)  # in the encoder's order; the hop is their product
-    filters: int = 32  # channels next to the audio
-    width: int = 512  # D
     transformer_layers: int = 8
     heads: int = 8
     experts: int = 3
     expert_hidden: int = 2048
     codebook_size: int = 16_384  # V
     search_chunk: int = 4096  # codes compared at once: memory, never the result
-    decoder_width: int = 768
-    decoder_hidden: int = 2304
-    decoder_layers: int = 12
-    conditions: int = 4
-    condition: int = 0
-    dtype: Any = "float32"  # of matmuls and convolutions; transforms and search stay float32
-
-    levels = 1
 
     @property
     def seanet(self) -> SEANetConfig:
-        """The sizes of the encoder's convolutions."""
-        return SEANetConfig(
-            width=self.width,
-            filters=self.filters,
-            strides=self.strides,
-            causal=False,
-            lstm_layers=0,
-        )
+        """The sizes of the encoder's convolutions: a transformer stands where others recur."""
+        return SEANetConfig.of(self, causal=False, lstm_layers=0)
 
     def setup(self):
         self.encoder = Encoder(

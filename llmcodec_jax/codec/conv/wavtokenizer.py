@@ -23,7 +23,29 @@ from llmcodec_jax.codec.vocos import VocosDecoder
 
 
 class VocosCodec(ConvCodec):
-    """A family whose `decoder` is Vocos with a position net, sized by fields `decoder_...`."""
+    """A SEANet encoder, not causal, and one codebook for a Vocos decoder with a position net.
+
+    `condition` picks the row of the decoder's adaptive norms: all published rows stand for the
+    same bit rate, and the published inference uses the first.
+    """
+
+    sample_rate: int = 24_000  # Hz
+    strides: tuple[int, ...] = (2, 4, 5, 8)  # in the encoder's order; the hop is their product
+    filters: int = 32  # channels next to the audio
+    width: int = 512  # D
+    decoder_width: int = 768
+    decoder_hidden: int = 2304
+    decoder_layers: int = 12
+    conditions: int = 4
+    condition: int = 0
+    dtype: Any = "float32"  # of matmuls and convolutions; transforms and search stay float32
+
+    levels = 1
+
+    @property
+    def seanet(self) -> SEANetConfig:
+        """The sizes of the encoder's convolutions."""
+        return SEANetConfig.of(self, causal=False)
 
     def vocos(self) -> VocosDecoder:
         """The decoder."""
@@ -46,37 +68,12 @@ class VocosCodec(ConvCodec):
 class WavTokenizer(VocosCodec, EuclideanCodec):
     """The published codec at any size; satisfies `types.Codec`.
 
-    The defaults are the 75 Hz release, strides (4, 5, 5, 6) the 40 Hz one. `condition` picks the
-    row of the decoder's adaptive norms: all published rows stand for the same bit rate, and the
-    published inference uses the first.
+    The defaults are the 75 Hz release, strides (4, 5, 5, 6) the 40 Hz one.
     """
 
-    sample_rate: int = 24_000  # Hz
-    strides: tuple[int, ...] = (2, 4, 5, 8)  # in the encoder's order; the hop is their product
-    filters: int = 32  # channels next to the audio
-    width: int = 512  # D
     lstm_layers: int = 2
     codebook_size: int = 4096  # V
     learning: str = "ema"  # of the codebook, as published; or "gradient"
-    decoder_width: int = 768
-    decoder_hidden: int = 2304
-    decoder_layers: int = 12
-    conditions: int = 4
-    condition: int = 0
-    dtype: Any = "float32"  # of matmuls and convolutions; transforms and search stay float32
-
-    levels = 1
-
-    @property
-    def seanet(self) -> SEANetConfig:
-        """The encoder's sizes."""
-        return SEANetConfig(
-            width=self.width,
-            filters=self.filters,
-            strides=self.strides,
-            causal=False,
-            lstm_layers=self.lstm_layers,
-        )
 
     def setup(self):
         self.encoder = SEANetEncoder(self.seanet, jnp.dtype(self.dtype))
