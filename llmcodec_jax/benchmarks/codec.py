@@ -4,11 +4,13 @@
 
 Without --codec: the published architecture of a family with random weights, on which speed does
 not depend. CPU seconds add up all cores, so other work on the machine weighs little in them.
+`--output` writes what was measured as a report that `evaluate compare` sets beside the others.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import sys
@@ -21,7 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from llmcodec_jax.codec import registry, store
-from llmcodec_jax.codec.streaming import Stream
+from llmcodec_jax.codec.streaming import Stream, stream_lead
+from llmcodec_jax.ops import files
 
 
 def random_variables(codec: nn.Module) -> dict:
@@ -96,12 +99,20 @@ def measure_stream(
     return factors
 
 
-def main(argv: list[str] | None = None) -> int:
+def describe_stream(codec: nn.Module, factors: list[float], frames: int) -> dict:
+    """What `evaluate compare` shows of a stream, in seconds; CPU seconds for a second of audio."""
+    hop = codec.hop / codec.sample_rate
+    lead = max(stream_lead(codec), frames)
+    return {"latency": frames * hop, "start": lead * hop, "cpu": min(factors)}
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--codec", type=Path, help="CODEC to measure instead of random weights")
+    parser.add_argument("--codec", help="CODEC to measure instead of random weights")
     parser.add_argument("--family", default="auv", choices=sorted(registry.FAMILIES))
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="clips at once")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of a clip")
@@ -109,7 +120,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--stream", action="store_true", help="also in chunks")
     parser.add_argument("--frames", type=int, default=1, help="of a chunk")
-    args = parser.parse_args(argv)
+    parser.add_argument("--output", type=Path, help="write a report (.json)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
     if args.codec:
         codec, variables = store.load(args.codec)
         codec = codec.clone(dtype=args.dtype)
@@ -119,10 +135,12 @@ def main(argv: list[str] | None = None) -> int:
     variables = jax.device_put(variables)
     ready = getattr(codec, "fold", dict)(variables)  # as `load_codec` has them
     count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    device = jax.devices()[0].device_kind
-    print(f"{count:,} parameters, {args.dtype}, {device}, {os.cpu_count()} processors")
+    device = f"{jax.devices()[0].device_kind}, {os.cpu_count()} processors"
+    print(f"{count:,} parameters, {args.dtype}, {device}")
+    report = {"device": device, "dtype": args.dtype, "seconds": args.seconds, "speed": {}}
     for batch in args.batch:
         result = measure(codec, ready, batch, args.seconds, args.repeats)
+        report["speed"][str(batch)] = result
         print(
             f"batch {batch}: {result['best']:.3f} s per {args.seconds:g}-s clip (median "
             f"{result['median']:.3f}), {args.seconds / result['best']:.1f} x real time; CPU "
@@ -132,10 +150,14 @@ def main(argv: list[str] | None = None) -> int:
         )
     if args.stream:
         factors = measure_stream(codec, variables, args.seconds, args.repeats, args.frames)
+        report["stream"] = describe_stream(codec, factors, args.frames)
         print(
             f"stream, {args.frames} frames at a time: {min(factors):.3f} CPU seconds per second "
             f"of audio (median {statistics.median(factors):.3f})"
         )
+    if args.output:
+        with files.replacing(args.output) as path:
+            path.write_text(json.dumps(report, indent=1) + "\n")
     return 0
 
 

@@ -47,11 +47,14 @@ class Card:
 
     @functools.cached_property
     def parameters(self) -> int:
-        """Numbers in the weights, codebooks included; nothing is loaded."""
-        shapes = store.variable_shapes(self.module)
-        count = sum(math.prod(s) for path, s in shapes.items() if path.startswith("params/"))
-        books = (s for path, s in shapes.items() if path.startswith("batch_stats/"))
-        return count + sum(math.prod(s) for s in books if len(s) == 2) // 2  # its sums are no more
+        """Numbers in the weights, codebooks included: counted in the published layout's list."""
+        table = registry.family(self.family).tensor_table
+        assert table is not None, "a card's family says what its tensors are"
+        rows = [row for row in table(self.module) if row.constant is None]
+        count = sum(math.prod(row.shape) for row in rows if row.path[0] == "params")
+        # Codebooks that are running means: the sums beside them are no more weights.
+        books = [row for row in rows if row.path[0] == "batch_stats" and len(row.shape) == 2]
+        return count + sum({row.path[:-1]: math.prod(row.shape) for row in books}.values())
 
     @property
     def here(self) -> bool:
@@ -62,6 +65,13 @@ class Card:
 PARITY = "codes, audio and gradients equal transformers' at seeded weights"
 DAC = dict(licence="MIT", source="github.com/descriptinc/descript-audio-codec", family="dac")
 LOW_RATE = dict(strides=(2, 4, 5, 8), norm="none")
+
+SEEDED = "codes, audio and gradients equal the published code's at seeded weights"
+WAVTOKENIZER = dict(
+    family="wavtokenizer",
+    licence="MIT, by its repository",
+    source="github.com/jishengpeng/WavTokenizer",
+)
 
 CARDS = (
     Card(
@@ -108,6 +118,43 @@ CARDS = (
         "CC-BY 4.0",
         "github.com/kyutai-labs/moshi",
         f"{PARITY}; bits kept both ways; padding exact, as it is not in transformers",
+    ),
+    Card(
+        "bigcodec",
+        "hf:Alethia/BigCodec/bigcodec.pt",
+        "bigcodec",
+        "MIT, by its repository",
+        "github.com/Aria-K-Alethia/BigCodec",
+        f"{SEEDED}; bits kept both ways; padding exact",
+    ),
+    Card(
+        "wavtokenizer_75hz",
+        "hf:novateur/WavTokenizer/WavTokenizer_small_320_24k_4096.ckpt",
+        note=f"{SEEDED}; bits of what runs kept both ways; padding exact",
+        **WAVTOKENIZER,
+    ),
+    Card(
+        "wavtokenizer_40hz",
+        "hf:novateur/WavTokenizer/WavTokenizer_small_600_24k_4096.ckpt",
+        note="as wavtokenizer_75hz",
+        fields={"strides": (4, 5, 5, 6)},
+        **WAVTOKENIZER,
+    ),
+    Card(
+        "speechtokenizer",
+        "hf:fnlp/SpeechTokenizer/speechtokenizer_hubert_avg/SpeechTokenizer.pt",
+        "speechtokenizer",
+        "Apache-2.0, by its repository",
+        "github.com/ZhangXInFD/SpeechTokenizer",
+        f"{SEEDED}; bits kept both ways; padding exact",
+    ),
+    Card(
+        "unicodec",
+        "unicodec.ckpt",
+        "unicodec",
+        "none stated",
+        "github.com/Jiang-Yidi/UniCodec",
+        f"{SEEDED}; bits of what runs kept both ways; padding exact; written from paper and shapes",
     ),
 )
 """By family; the shipped codec has a card of its own (docs/mini.md)."""

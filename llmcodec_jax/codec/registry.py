@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from llmcodec_jax.codec import layout
 from llmcodec_jax.codec.auv import published as auv
 from llmcodec_jax.codec.auv.model import AUV
 from llmcodec_jax.codec.conv import (
@@ -52,12 +53,19 @@ class Family:
     # (tensors, config) -> (module, {"params", ...} of numpy arrays); raises layout.LayoutError
     from_published: Callable[[Mapping[str, np.ndarray], Config], tuple[Codec, dict]]
     to_published: Callable[[Any, Mapping], dict[str, np.ndarray]]
+    # Every tensor of the published layout, where one list says so: what sizes are counted from.
+    tensor_table: Callable[[Any], list[layout.Tensor]] | None = None
 
 
 def _entry(name: str, module: Any, published: types.ModuleType) -> Family:
     """A family whose published layout is three functions of one file."""
     return Family(
-        name, module, published.recognises, published.from_published, published.to_published
+        name,
+        module,
+        published.recognises,
+        published.from_published,
+        published.to_published,
+        published.tensor_table,
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from llmcodec_jax import audio
+from llmcodec_jax.evaluation import speed
 from llmcodec_jax.evaluation.codec_superb import METRICS
 from llmcodec_jax.evaluation.reports import EvaluationError
 from llmcodec_jax.pages import html, plots
@@ -24,6 +25,7 @@ KINDS: dict[str, Callable[[dict], bool]] = {
     "token_lm": lambda r: "small_lm" in r,
     "salmon": lambda r: "parts" in r,
     "consistency": lambda r: "reencoded" in r.get("mean", {}),
+    "speed": lambda r: "speed" in r and "device" in r,
 }
 MARKERS = "osD^vP*X"
 BETTER = {"mel": "↓", "stft": "↓", "waveform": "↓", "pesq": "↑", "stoi": "↑", "f0corr": "↑"}
@@ -53,6 +55,7 @@ def write(
         ("Token predictability", _predictability(codecs)),
         ("Coherence", _coherence(codecs)),
         ("Consistency", _consistency(codecs)),
+        ("Speed", speed.section(_with(codecs, "speed"))),
         ("Listening", listening(reference, folders) if reference else ""),
     ]
     return html.write(

@@ -18,6 +18,11 @@ def test_rates_are_the_published_ones():
         "dac_24khz": 24_000,
         "dac_44khz": 7_752,
         "mimi": 4_400,
+        "bigcodec": 1_040,
+        "wavtokenizer_75hz": 900,
+        "wavtokenizer_40hz": 480,
+        "speechtokenizer": 4_000,
+        "unicodec": 1_050,
     }
     assert CARDS["mimi"].frame_rate == 12.5
     assert [name for name, card in CARDS.items() if card.causal] == ["encodec_24khz", "mimi"]

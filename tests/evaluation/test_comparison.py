@@ -137,3 +137,22 @@ def test_json_stays_strict(tmp_path, value):
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": value}
     with pytest.raises(ValueError, match="not JSON compliant"):
         reports.write_json(tmp_path / "a.json", {"x": float("nan")})
+
+
+def test_speed_and_latency_stand_beside_each_other(tmp_path):
+    def report(name, device="cpu, 2 processors", **stream):
+        speed = {"1": {"encode_cpu": 0.5, "decode_cpu": 0.25}}
+        made = {"device": device, "dtype": "float32", "seconds": 2.0, "speed": speed, **stream}
+        (tmp_path / f"{name}.json").write_text(json.dumps(made))
+        return f"{name}={tmp_path / name}.json"
+
+    live = report("live", stream={"latency": 0.08, "start": 0.093, "cpu": 0.4})
+    page = tmp_path / "page.html"
+    assert evaluate.main(["compare", live, report("still"), "--output", str(page)]) == 0
+    text = page.read_text()
+    assert all(cell in text for cell in ("0.25", "0.125"))  # CPU seconds for a second
+    assert all(cell in text for cell in ("<td>80</td>", "<td>93</td>", "–"))
+    assert "not comparable" not in text
+    other = report("other", device="another")
+    assert evaluate.main(["compare", live, other, "--output", str(page)]) == 0
+    assert "not comparable" in page.read_text()
