@@ -182,13 +182,15 @@ def row(card: Card) -> list[str]:
 
 def markdown() -> str:
     """The cards as docs/codecs.md shows them: a table, and a line for each about its weights."""
-    shown = COLUMNS[:-1]
+    shown = ["name", *COLUMNS[1:-1]]
     lines = ["| " + " | ".join(shown) + " |", "|---" * len(shown) + "|"]
     for card in CARDS:
-        codec, *cells = row(card)[:-1]
-        lines.append("| " + " | ".join([f"`{codec}`", *cells]) + " |")
+        lines.append("| " + " | ".join([card.name, *row(card)[1:-1]]) + " |")
     wrap = textwrap.TextWrapper(
         LINE, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False
     )
-    notes = [wrap.fill(f"- **{card.name}** ({card.source}): {card.note}.") for card in CARDS]
+    notes = [
+        wrap.fill(f"- **{card.name}**, `{card.codec}` ({card.source}): {card.note}.")
+        for card in CARDS
+    ]
     return "\n".join([*lines, "", *notes])
