@@ -5,12 +5,8 @@ Needs torch, einops, huggingface_hub and the PyPI package `bigcodec`.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import numpy as np
 import oracle
-import seeded
 import torch
 
 SMALL = dict(filters=4, strides=(2, 5), width=24, decoder_width=32, codebook=256, code_dim=4)
@@ -20,13 +16,11 @@ FULL = dict(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--full", nargs=2, metavar=("SECONDS", "OUT"))
-    arguments = parser.parse_args()
+    full = oracle.arguments(__doc__).full
     oracle.without("torchaudio")
     from bigcodec.modules import CodecDecoder, CodecEncoder
 
-    size = FULL if arguments.full else SMALL
+    size = FULL if full else SMALL
     model = torch.nn.ModuleDict(
         dict(
             encoder=CodecEncoder(
@@ -44,19 +38,21 @@ def main() -> None:
     )
     shapes = oracle.fill(model, keep=("filter",))
     hop = int(np.prod(size["strides"]))
-    seconds = float(arguments.full[0]) if arguments.full else 96 * hop / 16_000
-    wav = torch.from_numpy(
-        seeded.codec_wav(seconds, 16_000)[:, : int(seconds * 16_000) // hop * hop]
-    )
+    seconds, wav = oracle.clip(full, 96, hop, 16_000)
     latent = model["encoder"](wav[:, None])
     quantised, codes, losses = model["decoder"](latent, vq=True)
     audio = model["decoder"](quantised, vq=False)[:, 0]
     (torch.mean(torch.square(audio - wav)) + losses.sum()).backward()
     meta = dict(config={}, rate=16_000, seconds=seconds, shapes=shapes)
     meta.update(kept=oracle.kept(model, ("filter",)), gradients=oracle.gradient_norms(model))
-    out = Path(arguments.full[1]) if arguments.full else oracle.DATA / "bigcodec.npz"
     oracle.write(
-        out, meta, codes=codes[0, 0, :, None], latent=latent[0].T, audio=audio, vq_loss=losses.sum()
+        "bigcodec",
+        full,
+        meta,
+        codes=codes[0, 0, :, None],
+        latent=latent[0].T,
+        audio=audio,
+        vq_loss=losses.sum(),
     )
 
 

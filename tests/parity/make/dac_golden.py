@@ -5,11 +5,7 @@ Needs torch and transformers.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import oracle
-import seeded
 import torch
 
 oracle.hide("torchaudio")
@@ -23,16 +19,13 @@ FULL = dict(downsampling_ratios=[2, 4, 8, 8], n_codebooks=9, sampling_rate=44_10
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--full", nargs=2, metavar=("SECONDS", "OUT"))
-    arguments = parser.parse_args()
-    config = DacConfig(**FULL) if arguments.full else DacConfig(**SMALL)
+    full = oracle.arguments(__doc__).full
+    config = DacConfig(**FULL) if full else DacConfig(**SMALL)
     model = DacModel(config).eval()
     shapes = oracle.fill(model)
     hop = config.hop_length
-    seconds = float(arguments.full[0]) if arguments.full else 64 * hop / config.sampling_rate
-    wav = seeded.codec_wav(seconds, config.sampling_rate)
-    wav = torch.from_numpy(wav[:, : wav.shape[1] // hop * hop])[:, None]
+    seconds, wav = oracle.clip(full, 64, hop, config.sampling_rate)
+    wav = wav[:, None]
     latent = model.encoder(wav)
     quantised, codes, _, commitment, codebook = model.quantizer(latent)
     audio = model.decoder(quantised)
@@ -44,9 +37,14 @@ def main() -> None:
         config=config.to_dict(), shapes=shapes, gradients=oracle.gradient_norms(model),
         seconds=seconds, rate=config.sampling_rate,
     )  # fmt: skip
-    out = Path(arguments.full[1]) if arguments.full else oracle.DATA / "dac.npz"
     oracle.write(
-        out, meta, codes=codes[0].T, latent=latent[0].T, audio=audio[0], vq_loss=vq_loss.sum()
+        "dac",
+        full,
+        meta,
+        codes=codes[0].T,
+        latent=latent[0].T,
+        audio=audio[0],
+        vq_loss=vq_loss.sum(),
     )
 
 

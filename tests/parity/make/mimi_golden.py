@@ -5,11 +5,7 @@ Needs torch and transformers.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import oracle
-import seeded
 import torch
 
 oracle.hide("torchaudio")
@@ -49,16 +45,13 @@ def straight_through(model: MimiModel, wav: torch.Tensor):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--full", nargs=2, metavar=("SECONDS", "OUT"))
-    arguments = parser.parse_args()
-    config = MimiConfig() if arguments.full else MimiConfig(**SMALL)
+    full = oracle.arguments(__doc__).full
+    config = MimiConfig() if full else MimiConfig(**SMALL)
     model = MimiModel(config).eval()
     shapes = oracle.fill(model, published=published)
     hop = config.frame_size
-    seconds = float(arguments.full[0]) if arguments.full else 48 * hop / config.sampling_rate
-    wav = seeded.codec_wav(seconds, config.sampling_rate)
-    wav = torch.from_numpy(wav[:, : wav.shape[1] // hop * hop])[:, None]
+    seconds, wav = oracle.clip(full, 48, hop, config.sampling_rate)
+    wav = wav[:, None]
     latent, codes, audio = straight_through(model, wav)
     torch.mean(torch.square(audio - wav)).backward()
     with torch.no_grad():
@@ -69,8 +62,7 @@ def main() -> None:
         config=config.to_dict(), shapes=shapes, gradients=gradients, seconds=seconds,
         rate=config.sampling_rate,
     )  # fmt: skip
-    out = Path(arguments.full[1]) if arguments.full else oracle.DATA / "mimi.npz"
-    oracle.write(out, meta, codes=codes[0].T, latent=latent[0].T, audio=audio[0])
+    oracle.write("mimi", full, meta, codes=codes[0].T, latent=latent[0].T, audio=audio[0])
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ script's docstring names what it imports. Run them from this folder.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import types
@@ -30,6 +31,26 @@ def hide(*modules: str) -> None:
     """Has imports of installed modules fail, as if they were absent (a broken torchaudio)."""
     for name in modules:
         sys.modules[name] = None
+
+
+def arguments(doc: str | None, checkout: bool = False) -> argparse.Namespace:
+    """The command line of every script: `--full SECONDS OUT.npz`; with `checkout` a folder of
+    published code first, which is put on the path."""
+    parser = argparse.ArgumentParser(description=doc)
+    if checkout:
+        parser.add_argument("checkout")
+    parser.add_argument("--full", nargs=2, metavar=("SECONDS", "OUT"))
+    found = parser.parse_args()
+    if checkout:
+        sys.path.insert(0, found.checkout)
+    return found
+
+
+def clip(full: list[str] | None, frames: int, hop: int, rate: int) -> tuple[float, torch.Tensor]:
+    """The test clip -> (its seconds, whole frames of it [1, N]): `frames` of them, or SECONDS."""
+    seconds = float(full[0]) if full else frames * hop / rate
+    wav = seeded.codec_wav(seconds, rate)
+    return seconds, torch.from_numpy(wav[:, : wav.shape[1] // hop * hop])
 
 
 def fill(
@@ -63,8 +84,9 @@ def gradient_norms(module: torch.nn.Module, prefix: str = "") -> dict[str, float
     }
 
 
-def write(path: Path, meta: dict, **arrays) -> None:
-    """One `.npz`: arrays, and everything else as JSON under `meta`."""
+def write(family: str, full: list[str] | None, meta: dict, **arrays) -> None:
+    """One `.npz`, the family's golden or OUT: arrays, and everything else as JSON under `meta`."""
+    path = Path(full[1]) if full else DATA / f"{family}.npz"
     arrays = {
         name: value.detach().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
         for name, value in arrays.items()

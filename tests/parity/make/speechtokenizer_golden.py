@@ -5,13 +5,10 @@ Needs torch, einops and the PyPI package `speechtokenizer`.
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pathlib import Path
 
 import numpy as np
 import oracle
-import seeded
 import torch
 
 SMALL = dict(
@@ -26,21 +23,16 @@ FULL = dict(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--full", nargs=2, metavar=("SECONDS", "OUT"))
-    arguments = parser.parse_args()
+    full = oracle.arguments(__doc__).full
     oracle.without("torchaudio", "speechtokenizer.trainer")
     sys.modules["speechtokenizer.trainer"].SpeechTokenizerTrainer = None
     from speechtokenizer.model import SpeechTokenizer
 
-    config = FULL if arguments.full else SMALL
+    config = FULL if full else SMALL
     model = SpeechTokenizer(config).eval()
     shapes = oracle.fill(model)
     hop = int(np.prod(config["strides"]))
-    seconds = float(arguments.full[0]) if arguments.full else 64 * hop / 16_000
-    wav = torch.from_numpy(
-        seeded.codec_wav(seconds, 16_000)[:, : int(seconds * 16_000) // hop * hop]
-    )
+    seconds, wav = oracle.clip(full, 64, hop, 16_000)
     # Straight-through and its loss exist in training mode alone; the codebooks stay as they are.
     model.quantizer.train()
     for layer in model.quantizer.vq.layers:
@@ -52,9 +44,14 @@ def main() -> None:
     (torch.mean(torch.square(audio - wav)) + torch.mean(torch.square(semantic))).backward()
     meta = dict(config=config, rate=16_000, seconds=seconds, shapes=shapes)
     meta.update(gradients=oracle.gradient_norms(model))
-    out = Path(arguments.full[1]) if arguments.full else oracle.DATA / "speechtokenizer.npz"
     oracle.write(
-        out, meta, codes=codes[:, 0].T, latent=latent[0].T, audio=audio, semantic=semantic[0]
+        "speechtokenizer",
+        full,
+        meta,
+        codes=codes[:, 0].T,
+        latent=latent[0].T,
+        audio=audio,
+        semantic=semantic[0],
     )
 
 

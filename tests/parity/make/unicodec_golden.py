@@ -6,14 +6,11 @@ whose masking inference never calls, is stood in for.
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import oracle
-import seeded
 import torch
 
 SMALL = dict(
@@ -77,30 +74,30 @@ def build(size: dict) -> torch.nn.Module:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkout")
-    parser.add_argument("--full", nargs=2, metavar=("SECONDS", "OUT"))
-    arguments = parser.parse_args()
-    sys.path.insert(0, arguments.checkout)
-    size = FULL if arguments.full else SMALL
+    full = oracle.arguments(__doc__, checkout=True).full
+    size = FULL if full else SMALL
     model = build(size).eval()
     shapes = oracle.fill(model, keep=("window",))
     hop = int(np.prod(size["strides"]))
-    seconds = float(arguments.full[0]) if arguments.full else 96 * hop / 24_000
-    wav = torch.from_numpy(
-        seeded.codec_wav(seconds, 24_000)[:, : int(seconds * 24_000) // hop * hop]
-    )
+    seconds, wav = oracle.clip(full, 96, hop, 24_000)
     encodec = model.feature_extractor.encodec
     latent = encodec.encoder(wav[:, None])[2]
     by_domain = {d: encodec.quantizer.vq(latent, [d], n_q=1)[1][0, 0].tolist() for d in "012"}
     quantised, codes, loss = encodec.quantizer.vq(latent, ["all"], n_q=1)
     audio = model.head(model.backbone(quantised, bandwidth_id=torch.tensor([0])))
     (torch.mean(torch.square(audio - wav)) + loss).backward()
-    meta = dict(config={} if arguments.full else {"heads": 2}, rate=24_000, seconds=seconds)
+    meta = dict(config={} if full else {"heads": 2}, rate=24_000, seconds=seconds)
     meta.update(shapes=shapes, kept=oracle.kept(model, ("window",)), by_domain=by_domain)
     meta.update(gradients=oracle.gradient_norms(model))
-    out = Path(arguments.full[1]) if arguments.full else oracle.DATA / "unicodec.npz"
-    oracle.write(out, meta, codes=codes[0].T, latent=latent[0].T, audio=audio, vq_loss=loss)
+    oracle.write(
+        "unicodec",
+        full,
+        meta,
+        codes=codes[0].T,
+        latent=latent[0].T,
+        audio=audio,
+        vq_loss=loss,
+    )
 
 
 if __name__ == "__main__":

@@ -5,12 +5,9 @@ CHECKOUT: a checkout of github.com/jishengpeng/WavTokenizer. Needs torch, einops
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pathlib import Path
 
 import oracle
-import seeded
 import torch
 
 SMALL = dict(filters=4, width=8, strides=(5, 4, 2), codebook=256, dim=64, hidden=96, layers=2)
@@ -59,19 +56,12 @@ def build(size: dict) -> torch.nn.Module:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkout")
-    parser.add_argument("--full", nargs=2, metavar=("SECONDS", "OUT"))
-    arguments = parser.parse_args()
-    sys.path.insert(0, arguments.checkout)
-    size = FULL if arguments.full else SMALL
+    full = oracle.arguments(__doc__, checkout=True).full
+    size = FULL if full else SMALL
     model = build(size).eval()
     shapes = oracle.fill(model, keep=("window",))
     hop = int(torch.tensor(size["strides"]).prod())
-    seconds = float(arguments.full[0]) if arguments.full else 96 * hop / 24_000
-    wav = torch.from_numpy(
-        seeded.codec_wav(seconds, 24_000)[:, : int(seconds * 24_000) // hop * hop]
-    )
+    seconds, wav = oracle.clip(full, 96, hop, 24_000)
     # The quantiser is straight-through and has a loss in training mode alone.
     model.feature_extractor.encodec.quantizer.train()
     model.feature_extractor.encodec.quantizer.vq.layers[0]._codebook.eval()
@@ -81,9 +71,14 @@ def main() -> None:
     (torch.mean(torch.square(audio - wav)) + losses.mean()).backward()
     meta = dict(config={}, rate=24_000, seconds=seconds, shapes=shapes)
     meta.update(kept=oracle.kept(model, ("window",)), gradients=oracle.gradient_norms(model))
-    out = Path(arguments.full[1]) if arguments.full else oracle.DATA / "wavtokenizer.npz"
     oracle.write(
-        out, meta, codes=codes[0, 0, :, None], latent=emb[0].T, audio=audio, vq_loss=losses.mean()
+        "wavtokenizer",
+        full,
+        meta,
+        codes=codes[0, 0, :, None],
+        latent=emb[0].T,
+        audio=audio,
+        vq_loss=losses.mean(),
     )
 
 
