@@ -8,7 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llmcodec_jax.codec.conv.layers import Conv1d, ConvTranspose1d, pad_time
+from llmcodec_jax.codec.conv import fast_fir
+from llmcodec_jax.codec.conv.layers import (
+    Conv1d,
+    ConvTranspose1d,
+    elu,
+    pad_time,
+    sine_squared,
+)
 from llmcodec_jax.codec.conv.lstm import LSTM
 from llmcodec_jax.codec.conv.residual_vq import (
     ResidualEuclidean,
@@ -179,6 +186,46 @@ def test_stream_equals_whole_clip(name):
     first = 7 if config.pad_mode == "reflect" else 1
     same(stream(encoder, here, wav, hop, first * hop), latent)
     same(stream(decoder, there, latent, 1, first), sound)
+
+
+@pytest.mark.parametrize(
+    ("taps", "dilation", "steps"), [(7, 1, 50), (7, 3, 61), (4, 2, 33), (2, 1, 8)]
+)
+def test_fewer_products_are_the_same_convolution(taps, dilation, steps):
+    x = noise(2, steps + (taps - 1) * dilation, 5)
+    kernel = noise(taps, 5, 4, seed=1)
+
+    def total(convolution, x, kernel):
+        y = convolution(x, kernel, dilation)
+        return jnp.sum(jnp.sin(y)), y
+
+    def both(convolution):
+        of = functools.partial(total, convolution)
+        (_, y), gradients = jax.value_and_grad(of, argnums=(0, 1), has_aux=True)(x, kernel)
+        return y, gradients
+
+    ours, plain = both(fast_fir.split), both(fast_fir.plain)
+    assert ours[0].shape == (2, steps, 4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), ours, plain)
+
+
+def test_a_wide_kernel_is_split_again():
+    x, kernel = noise(1, 120, 96), noise(7, 96, 8, seed=1) / np.float32(26)
+    made = jax.make_jaxpr(fast_fir.convolve)(x, kernel)
+    count = str(made).count("conv_general_dilated[")
+    # Three of 4, 3 and 4 taps; those of 4 are three each again.
+    assert count == (7 if jax.default_backend() == "cpu" else 1)
+    same(fast_fir.convolve(x, kernel), fast_fir.plain(x, kernel, 1))
+
+
+def test_sines_and_exponentials_are_close_enough():
+    x = np.concatenate([noise(2000), 100 * noise(2000, seed=1), np.zeros(1, np.float32)])
+    exact = np.asarray(x, np.float64)
+    np.testing.assert_allclose(sine_squared(x), np.sin(exact) ** 2, atol=5e-7)
+    slope = jax.vmap(jax.grad(sine_squared))(x)
+    np.testing.assert_allclose(slope, np.sin(2 * exact), atol=1e-5)
+    np.testing.assert_allclose(elu(x), np.where(x > 0, x, np.expm1(np.minimum(x, 0))), atol=2e-7)
+    assert jax.grad(elu)(0.0) == 1
 
 
 def test_lstm_skips_and_reverses_by_clip():

@@ -65,7 +65,7 @@ def split(x: jax.Array, kernel: jax.Array, dilation: int = 1, precision=None) ->
 
     a = filtered(second, even, pairs)
     b = filtered(first, odd, pairs + 1)
-    both = even.at[: len(odd)].add(odd)
+    both = even + jnp.pad(odd, ((0, len(even) - len(odd)), (0, 0), (0, 0)))
     c = filtered(first + second, both, pairs)
     before, after = c - a - b[:, : pairs * dilation], a + b[:, dilation:]
     y = jnp.stack([z.reshape(batch, pairs, dilation, features) for z in (before, after)], axis=2)
