@@ -1,8 +1,8 @@
 """Mimi from scratch: 24 kHz, 12.5 frames a second, 1 semantic + 31 x 2,048 codes (4.4 kbit/s).
 
 Published: AdamW 8e-4, b1 0.5, b2 0.9, weight decay 0.05 on the transformers, a million steps, 64
-clips of 12 s. The semantic codebook's distillation from WavLM and the dropout of whole
-quantisation are left out.
+clips of 12 s. The semantic codebook's teacher (`distillation.teacher`) is off, and the dropout of
+whole quantisation is left out.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
 """SpeechTokenizer from scratch: 16 kHz, 50 frames a second, 8 x 1,024 codes (4 kbit/s).
 
-The architecture without its distillation: no term of this trainer asks for a teacher, so the first
-level learns sound as the others do. `SpeechTokenizer.semantic` is what a distillation loss reads.
+Without its distillation the first level learns sound as the others do: `distillation.teacher` and
+`weights.distillation` bring a teacher in, by a projection of the trainer's own.
 """
 
 from ml_collections import ConfigDict

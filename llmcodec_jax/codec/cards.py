@@ -67,7 +67,7 @@ DAC = dict(licence="MIT", source="github.com/descriptinc/descript-audio-codec", 
 LOW_RATE = dict(strides=(2, 4, 5, 8), norm="none")
 
 SEEDED = "codes, audio and gradients equal the published code's at seeded weights"
-WAVTOKENIZER = dict(
+WAVTOKENIZER: dict[str, Any] = dict(
     family="wavtokenizer",
     licence="MIT, by its repository",
     source="github.com/jishengpeng/WavTokenizer",
