@@ -80,7 +80,7 @@ def _dataset(task: Task, shards: list[int], workers: int | None):
     rows = ray.data.from_items(
         [{"shard": number} for number in shards], override_num_blocks=len(shards)
     )
-    read = rows.map(_read, fn_kwargs={"task": task}, num_cpus=READER_CPUS, max_retries=-1)
+    read = rows.map(_read, fn_kwargs={"task": task}, num_cpus=READER_CPUS)
     return read.map(
         _Coder,
         fn_constructor_args=(task, cores),

@@ -68,7 +68,7 @@ def follow(parts: Iterable[Part], plan: Plan, totals: Totals) -> None:
             totals.add(part)
             speed = (totals.seconds - before) / (time.perf_counter() - begun)
             bar.set_postfix_str(
-                f"{totals.seconds / 3600:.2f} h, {speed:.0f} x real time, {totals.failed} failed"
+                f"{totals.seconds / 3600:.3g} h, {speed:.0f} x real time, {totals.failed} failed"
             )
             bar.update(part.clips + part.failed)
 
@@ -96,7 +96,7 @@ def finish(output: str, plan: Plan, totals: Totals, skipped: int) -> int:
         more = stores.join(output, FAILURES)
         print(f"... and {len(lines) - _SHOWN} more: {more}", file=sys.stderr)
     print(
-        f"encoded: {totals.clips} clips, {about['hours']:.2f} h, {totals.failed} failed; "
+        f"encoded: {totals.clips} clips, {about['hours']:.3g} h, {totals.failed} failed; "
         f"{totals.shards} shards, {skipped} of them already there; tokens:{output}"
     )
     return 1 if totals.failed else 0

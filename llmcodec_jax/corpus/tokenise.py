@@ -33,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
     if not stores.is_remote(args.input) and ":" not in args.input:
         jobs.Path(args.input).stat()  # a path that is not there is told as such
     source = open_source(spec)
+    engine = open_engine(args.engine, args.address)  # Ray forks: before JAX has threads
     codec = jobs.open_codec(args)
     output = args.output.rstrip("/")
     if not stores.is_remote(output):
@@ -52,7 +53,6 @@ def run(args: argparse.Namespace) -> int:
             totals.add(part)
     skipped = totals.shards
     if missing:
-        engine = open_engine(args.engine, args.address)
         task = Task(plan, output, args.codec, args.dtype, args.batch_size)
         summary.follow(engine(task, sorted(missing), args.workers), plan, totals)
     return summary.finish(output, plan, totals, skipped)

@@ -55,13 +55,35 @@ class BlockCache:
         if stop <= start:
             return b""
         first, last = start // self._block, (stop - 1) // self._block
-        wanted = [self._ask(uri, number, size) for number in range(first, last + 1)]
-        if self._last.get(uri) in (first - 1, first) and last > self._last[uri]:
+        pieces: list[bytes | Future] = []
+        for number in range(first, last + 1):
+            begin = number * self._block
+            part = slice(max(start - begin, 0), min(stop - begin, self._block))
+            found = self._kept(self._path(uri, number, size), number, size, part)
+            pieces.append(self._ask(uri, number, size) if found is None else found)
+        before, self._last[uri] = self._last.get(uri), last
+        if before in (first - 1, first) and last > before:
             for number in range(last + 1, min(last + 1 + AHEAD, -(-size // self._block))):
-                self._ask(uri, number, size)
-        self._last[uri] = last
-        data = b"".join(future.result() for future in wanted)
-        return data[start - first * self._block : stop - first * self._block]
+                if not self._path(uri, number, size).exists():
+                    self._ask(uri, number, size)
+        whole = [piece.result() if isinstance(piece, Future) else piece for piece in pieces]
+        for place, piece in enumerate(pieces):
+            if isinstance(piece, Future):
+                begin = (first + place) * self._block
+                whole[place] = whole[place][max(start - begin, 0) : stop - begin]
+        return b"".join(whole)
+
+    def _kept(self, path: Path, number: int, size: int, part: slice) -> bytes | None:
+        """A part of a block from the folder, which then counts as used now; None if not there."""
+        try:
+            with path.open("rb") as file:
+                if os.fstat(file.fileno()).st_size != min(self._block, size - number * self._block):
+                    return None
+                os.utime(file.fileno())
+                file.seek(part.start)
+                return file.read(part.stop - part.start)
+        except FileNotFoundError:
+            return None
 
     def _ask(self, uri: str, number: int, size: int) -> Future:
         """The block as it will be; each is fetched once, however many ask."""
@@ -81,11 +103,9 @@ class BlockCache:
     def _load(self, path: Path, uri: str, number: int, size: int) -> bytes:
         start = number * self._block
         stop = min(start + self._block, size)
-        with contextlib.suppress(FileNotFoundError):
-            data = path.read_bytes()
-            if len(data) == stop - start:
-                os.utime(path)
-                return data
+        data = self._kept(path, number, size, slice(0, stop - start))
+        if data is not None:
+            return data
         data = stores.read_range(uri, start, stop)
         if len(data) != stop - start:
             raise stores.StoreError(

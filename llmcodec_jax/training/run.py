@@ -171,6 +171,12 @@ def check_inputs(config: RunConfig) -> None:
     for name in (*counts, "peer_timeout", "step_timeout", "pause_timeout"):
         if getattr(config.log, name) < 1:
             raise UsageError(f"log.{name} must be at least 1, got {getattr(config.log, name)}")
+    remote = config.log.checkpoint_dir.partition("://")[0]
+    if remote not in ("gs", config.log.checkpoint_dir):
+        raise UsageError(
+            f"log.checkpoint_dir: checkpoints go to folders and gs://BUCKET/FOLDER, not "
+            f"{remote}://; mount the bucket (docs/data.md) and give the folder"
+        )
     if config.data.mixture not in ("weights", "hours"):
         raise UsageError(f"data.mixture {config.data.mixture!r} is not one of weights, hours")
     if config.init:

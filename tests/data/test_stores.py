@@ -1,6 +1,5 @@
 """Object stores: a real S3 server on the loopback, with files, shards, failures and refusals."""
 
-import os
 import shutil
 import threading
 
@@ -11,7 +10,7 @@ pytest.importorskip("s3fs", reason="s3:// needs s3fs: pip install 'llmcodec-jax[
 pytest.importorskip("moto", reason="the S3 server of these tests is moto's: pip install moto flask")
 
 from llmcodec_jax.audio import AudioError
-from llmcodec_jax.data import block_cache, stores
+from llmcodec_jax.data import stores
 from llmcodec_jax.data.block_cache import BlockCache
 from llmcodec_jax.data.prepare import prepare
 from llmcodec_jax.data.remote_shards import RemoteShards
@@ -19,6 +18,7 @@ from llmcodec_jax.data.shards import ShardReader
 from llmcodec_jax.data.sources import open_source
 from llmcodec_jax.data.stores import StoreError
 from tests.data.test_data_sources import TFDS_SETS, samples
+from tests.object_store import s3_server
 from tests.tiny import TONE_RATE, make_loader, write_corpus
 
 BUCKET = "s3://corpora"
@@ -27,29 +27,8 @@ BUCKET = "s3://corpora"
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory):
     """A server, its credentials in the environment, and a bucket."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    given = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "LLMCODEC_CACHE": str(tmp_path_factory.mktemp("cache")),
-    }
-    before = {name: os.environ.get(name) for name in given}
-    os.environ.update(given)
-    stores.filesystem.cache_clear()
-    block_cache.shared.cache_clear()
-    stores.filesystem("s3").mkdir("corpora")
-    yield given["AWS_ENDPOINT_URL"]
-    server.stop()
-    stores.filesystem.cache_clear()
-    block_cache.shared.cache_clear()
-    for name, value in before.items():
-        os.environ.pop(name) if value is None else os.environ.update({name: value})
+    with s3_server(tmp_path_factory.mktemp("cache")) as address:
+        yield address
 
 
 def upload(folder, name: str) -> str:

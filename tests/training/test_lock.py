@@ -98,3 +98,23 @@ def test_a_torn_lock_file_holds_nothing(tmp_path, text):
     (tmp_path / lock.NAME).write_text(text)
     with FolderLock(tmp_path):
         pass
+
+
+def test_a_bucket_is_held_by_one(tmp_path, monkeypatch):
+    """The same lock in an object store: refused while it is renewed, free afterwards."""
+    pytest.importorskip("s3fs", reason="s3:// needs s3fs: pip install 'llmcodec-jax[stores]'")
+    pytest.importorskip("moto", reason="the S3 server is moto's: pip install moto flask")
+    from tests.object_store import s3_server
+
+    monkeypatch.setattr(lock, "SETTLE", 0.1)
+    quick = dict(renew=0.1, patience=1.0)
+    with s3_server(tmp_path):
+        with FolderLock("s3://corpora/run", **quick):
+            monkeypatch.setattr(lock, "this_host", lambda: "elsewhere")
+            with pytest.raises(LockedError, match="s3://corpora/run is in use"):
+                FolderLock("s3://corpora/run", **quick).__enter__()
+            monkeypatch.undo()
+        monkeypatch.setattr(lock, "SETTLE", 0.1)
+        with FolderLock("s3://corpora/run", **quick) as held:
+            assert held._file.exists()
+        assert not held._file.exists()
