@@ -9,7 +9,9 @@
 #
 #   NAME      the slice's name; one that exists is reused
 #   ZONE      where it is
-#   TYPE      accelerator type: v5litepod-16, v5p-8, v6e-16, ...
+#   TYPE      accelerator type: v5litepod-16, v5p-8, v6e-16, ...; of several ("v6e-16 v6e-8") the
+#             first that can be had, anew at every start: a run goes on where it stopped on fewer
+#             hosts (the devices must divide data.batch_size)
 #   VERSION   software version (default: what suits the type)
 #   SPOT      1: cheaper, may be taken away at any time (default 0)
 #   RETRIES   starts after failures before giving up (default 20); a run that was interrupted and
@@ -21,13 +23,14 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 : "${NAME:?the name of the slice}" "${ZONE:?its zone}" "${TYPE:?its accelerator type}"
-case "$TYPE" in
-  v6e*) default_version=v2-alpha-tpuv6e ;;
-  v5p*) default_version=v2-alpha-tpuv5 ;;
-  v5lite*) default_version=v2-alpha-tpuv5-lite ;;
-  *) default_version=tpu-ubuntu2204-base ;;
-esac
-VERSION="${VERSION:-$default_version}"
+version() { # the software that suits a type
+  case "$1" in
+    v6e*) echo v2-alpha-tpuv6e ;;
+    v5p*) echo v2-alpha-tpuv5 ;;
+    v5lite*) echo v2-alpha-tpuv5-lite ;;
+    *) echo tpu-ubuntu2204-base ;;
+  esac
+}
 tpu() { gcloud compute tpus tpu-vm "$@" --zone "$ZONE"; }
 state() { tpu describe "$NAME" --format='value(state)' 2>/dev/null || true; }
 
@@ -46,9 +49,14 @@ ensure() { # a slice that is READY
     "") ;;
     *) tpu delete "$NAME" --quiet || true ;; # PREEMPTED, TERMINATED, ...: useless now
   esac
-  local spot=()
+  local spot=() type
   [ "${SPOT:-0}" = 1 ] && spot=(--spot)
-  tpu create "$NAME" --accelerator-type "$TYPE" --version "$VERSION" "${spot[@]}"
+  for type in $TYPE; do
+    tpu create "$NAME" --accelerator-type "$type" --version "${VERSION:-$(version "$type")}" \
+      "${spot[@]}" && return
+    echo "no $type at the moment" >&2
+  done
+  return 1
 }
 
 install() { # the project (as committed) and its requirements on every host

@@ -21,7 +21,8 @@ GCLOUD = """#!/usr/bin/env bash
 # A slice that is always there; each training ends with the next status of the list.
 echo "$*" >> "$WORK/calls"
 case "$*" in
-  *describe*) echo READY ;;
+  *describe*) [ -n "${ABSENT:-}" ] || echo READY ;;
+  *create*"${TAKEN:-nothing}"*) exit 1 ;;
   *llmcodec_jax.train*)
     status=$(head -n 1 "$WORK/statuses"); sed -i 1d "$WORK/statuses"
     exit "$status" ;;
@@ -101,6 +102,18 @@ def test_a_pod_is_started_again_until_the_run_is_finished(work, statuses, ends_w
     assert result.returncode == ends_with, result.stderr
     assert len(calls(work, "llmcodec_jax.train")) == starts
     assert all(r"runs/a\ b" in call for call in calls(work, "llmcodec_jax.train"))
+
+
+def test_a_pod_goes_on_with_fewer_hosts_where_that_is_what_there_is(work):
+    (work / "statuses").write_text("75\n0\n")
+    environment = {"NAME": "n", "ZONE": "z", "TYPE": "v6e-16 v6e-8", "PAUSE": "0", "ABSENT": "1"}
+    result = run("tpu_pod.sh", "--config", "configs/v6e_16.py", **environment, TAKEN="v6e-16")
+    assert result.returncode == 0, result.stderr
+    assert "no v6e-16 at the moment" in result.stderr
+    assert [call.split("--accelerator-type ")[1].split()[0] for call in calls(work, "create")] == [
+        *("v6e-16", "v6e-8"),
+        *("v6e-16", "v6e-8"),
+    ]
 
 
 @pytest.mark.parametrize(("status", "again"), [(0, False), (75, True), (1, False), (2, False)])
