@@ -110,7 +110,7 @@ def open_teacher(config: Distillation) -> Teacher:
 
 def with_features(teacher: Teacher, codec: Codec) -> Callable[[Batch], Batch]:
     """A batch (numpy) -> the same with the teacher's features at the codec's frames."""
-    hop = codec.hop / codec.sample_rate
+    hop, move = codec.hop / codec.sample_rate, jax.jit(at_frames, static_argnums=(2, 3))
 
     def add(batch: Batch) -> Batch:
         wav = np.asarray(batch.wav)
@@ -118,7 +118,7 @@ def with_features(teacher: Teacher, codec: Codec) -> Callable[[Batch], Batch]:
         lengths = np.ceil(np.asarray(batch.wav_length) * audio_rate() / codec.sample_rate)
         features, centres = teacher(heard, lengths.astype(np.int64))
         frames = wav.shape[1] // codec.hop
-        moved = at_frames(jnp.asarray(features), jnp.asarray(centres), frames, hop)
+        moved = move(jnp.asarray(features), jnp.asarray(centres), frames, hop)
         return dataclasses.replace(batch, features=np.asarray(moved, np.float32))
 
     return add

@@ -22,7 +22,7 @@ TINY = SpeechEncoder(
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("encoder")
-    variables = TINY.init(jax.random.key(0), np.zeros((1, 4000), np.float32))
+    variables = jax.jit(TINY.init)(jax.random.key(0), np.zeros((1, 4000), np.float32))
     published.save(folder, TINY, jax.device_get(variables))
     return folder
 

@@ -29,7 +29,7 @@ ABSENT = additional.absent(["wer"])
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("teacher")
-    variables = TINY.init(jax.random.key(0), np.zeros((1, 4000), np.float32))
+    variables = jax.jit(TINY.init)(jax.random.key(0), np.zeros((1, 4000), np.float32))
     published.save(folder, TINY, jax.device_get(variables))
     return folder
 
@@ -65,12 +65,13 @@ def test_the_gradient_reaches_the_encoder_through_the_first_level(encoder):
     variables = jax.eval_shape(lambda k: codec.init(k, batch.wav[:1], method="encode"), keys[0])
     params = jax.tree.map(lambda x: jnp.full(x.shape, 0.1), variables["params"])
 
+    @jax.jit
     def loss(latent, kernel):
         given = output.replace(latent=latent)
         found = taught_loss(taught, {"distillation": {"kernel": kernel}}, params, {}, batch, given)
         return found["distillation"][0]
 
-    to_latent, to_kernel = jax.grad(loss, argnums=(0, 1))(latent, kernel)
+    to_latent, to_kernel = jax.jit(jax.grad(loss, argnums=(0, 1)))(latent, kernel)
     assert jnp.abs(to_latent[mask]).min(axis=-1).max() > 0
     assert not to_latent[~mask].any()
     assert jnp.abs(to_kernel).max() > 0
