@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from llmcodec_jax import audio
 from llmcodec_jax.codec import jobs, tokens
-from llmcodec_jax.errors import answer_errors
+from llmcodec_jax.errors import UsageError, answer_errors
 
 LONG = 300.0  # seconds from which a file is streamed instead of read whole
 BLOCK = 10.0  # seconds a streamed block
@@ -117,8 +117,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     if args.engine != "files":
-        from llmcodec_jax.corpus import tokenise
-
+        try:
+            from llmcodec_jax.corpus import tokenise
+        except ModuleNotFoundError as error:
+            raise UsageError(
+                f"--engine {args.engine} needs {error.name}: pip install 'llmcodec-jax[ray]'"
+            ) from error
         return tokenise.run(args)
     source, output = Path(args.input), Path(args.output)
     work = jobs.plan(source, output, ".npz", audio.EXTENSIONS, args.overwrite)

@@ -17,13 +17,14 @@ ENVIRONMENT = os.environ | {
     "RAY_USAGE_STATS_ENABLED": "0",
     "PYTHONPATH": str(ROOT),
     "JAX_PLATFORMS": "cpu",
+    "RAY_worker_niceness": "0",  # else whatever else runs here goes first
 }
 
 
 @pytest.fixture
 def cluster(monkeypatch):
     """A head that runs nothing, and two nodes of one core each."""
-    for name in ("RAY_USAGE_STATS_ENABLED", "PYTHONPATH", "JAX_PLATFORMS"):
+    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_worker_niceness", "PYTHONPATH", "JAX_PLATFORMS"):
         monkeypatch.setenv(name, ENVIRONMENT[name])
     from ray.cluster_utils import Cluster
 

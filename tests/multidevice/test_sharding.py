@@ -24,7 +24,7 @@ from llmcodec_jax.training.optim import path_name
 from llmcodec_jax.training.state import init_state
 
 GOLDEN = Path(__file__).with_name("shardings.json")
-SHIPPED = {"base": 16, "v5e_16": 16, "v5p_8": 4, "v6e_16": 16, "v6e_16_large": 16}
+SHIPPED = {"base": 16, "v5e_16": 16, "v5p_8": 4, "v6e_16": 16, "v6e_16_large": 16, "tpu7x_8": 8}
 
 
 @functools.lru_cache(maxsize=1)
