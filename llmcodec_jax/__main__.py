@@ -30,6 +30,7 @@ COMMANDS = {
     "convert": Command("convert", "published codec or LM weights -> a folder of ours", "train"),
     "export": Command("export", "a run's codec or merged LM for other systems", "train"),
     "train": Command("train", "train a codec from a config", "train", takes_config=True),
+    "watch": Command("training.watch", "a page that follows a run while it goes on", "train"),
     "compile_check": Command(
         "compile_check", "does a config fit a machine: memory, times", "train", takes_config=True
     ),

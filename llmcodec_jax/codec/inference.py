@@ -118,7 +118,8 @@ class Codec:
         `wav`: [N] or [N, channels], float in [-1, 1] or integer PCM; or a list of such arrays of
         any lengths, which gives a list of codes. `sample_rate` in Hz, by default the codec's.
         `levels`: use the first so many codebooks only, for fewer bits; by default all.
-        Raises ValueError for audio that is empty, not finite, or has another number of axes.
+        Raises ValueError for audio that is empty, not finite, or has another number of axes, for a
+        path and for a rate that is none.
         """
         if levels is not None and not 1 <= levels <= self.levels:
             raise ValueError(f"{levels} levels asked of a codec with 1 to {self.levels}")
@@ -139,8 +140,11 @@ class Codec:
     def decode(self, codes):
         """Codes [T] or [T, levels] -> float32 [T * hop]; a list of them gives a list.
 
+        A list of plain integers is one clip of a codec with one level.
         Raises ValueError for codes of another shape, not integers, or out of range.
         """
+        if isinstance(codes, list | tuple) and codes and all(map(_is_number, codes)):
+            codes = np.asarray(codes)
         clips = codes if isinstance(codes, list | tuple) else [codes]
         clips = [self.check_codes(clip) for clip in clips]
         results: list = [None] * len(clips)
@@ -189,7 +193,20 @@ class Codec:
 
     def prepare(self, wav, sample_rate: int | None = None) -> np.ndarray:
         """Any audio -> mono float32 [N] at the codec's rate. Raises ValueError."""
-        wav = np.asarray(wav)
+        if isinstance(wav, str | bytes | Path):
+            raise ValueError(
+                f"{wav!r} is a file's name, not its samples: wav, rate = soundfile.read(name), "
+                "then encode(wav, rate); `llmcodec encode` takes whole folders"
+            )
+        rate = self.sample_rate if sample_rate is None else sample_rate
+        if not _is_number(rate) or not 1 <= rate < math.inf:
+            raise ValueError(f"sample_rate is {rate!r}; give the audio's own in Hz, such as 16000")
+        try:
+            wav = np.asarray(wav)
+        except ValueError as error:
+            raise ValueError(f"audio must be numbers [N] or [N, channels] ({error})") from error
+        if wav.dtype.kind not in "if":
+            raise ValueError(f"audio must be floats or signed integers, got {wav.dtype}")
         if wav.ndim not in (1, 2) or wav.size == 0:
             raise ValueError(f"audio must be [N] or [N, channels] and not empty, got {wav.shape}")
         if wav.ndim == 2 and wav.shape[1] > 64:
@@ -200,7 +217,7 @@ class Codec:
         if not np.isfinite(wav).all():
             raise ValueError("audio holds NaN or infinite samples")
         mono = wav.mean(axis=1) if wav.ndim == 2 else wav
-        mono = audio.resample(mono, sample_rate or self.sample_rate, self.sample_rate)
+        mono = audio.resample(mono, rate, self.sample_rate)
         return mono if len(mono) else np.zeros(1, np.float32)
 
     def check_codes(self, codes) -> np.ndarray:
@@ -208,7 +225,15 @@ class Codec:
 
         Of a residual codec's levels the first few are enough.
         """
-        codes = np.asarray(codes)
+        if isinstance(codes, str | bytes | Path):
+            raise ValueError(
+                f"{codes!r} is a file's name, not codes: numpy.load(name)['codes'] reads a token "
+                "file; `llmcodec decode` takes whole folders"
+            )
+        try:
+            codes = np.asarray(codes)
+        except ValueError as error:
+            raise ValueError(f"codes must be one array of integers ({error})") from error
         fits = codes.ndim == 1 if self.levels == 1 else codes.ndim == 2
         fits = fits and codes.size and (codes.ndim == 1 or codes.shape[1] <= self.levels)
         if not fits or not np.issubdtype(codes.dtype, np.integer):
@@ -264,6 +289,10 @@ class Codec:
     def _decode_program(self, variables, codes, frames):
         mask = jnp.arange(codes.shape[1]) < frames[:, None]
         return self.module.apply(variables, codes, mask, method="decode_codes")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
 def load(path: str | Path, dtype: str = "float32", batch_size: int | None = None) -> Codec:

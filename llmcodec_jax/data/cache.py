@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
+
+from llmcodec_jax.ops import files
 
 ENVIRONMENT = "LLMCODEC_CACHE"
 
@@ -30,15 +30,9 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if target.is_dir():
             return target
-        for stale in target.parent.glob(f".{target.name}.part.*"):
-            shutil.rmtree(stale)
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.part.", dir=target.parent))
-        try:
+        files.remove_unfinished(target)
+        with files.building(target) as partial:
             build(partial)
-            partial.chmod(0o755)  # mkdtemp's folders are private
-            os.replace(partial, target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     return target
 
 

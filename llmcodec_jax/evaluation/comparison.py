@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from llmcodec_jax import audio
-from llmcodec_jax.evaluation import speed
+from llmcodec_jax.evaluation import comparison_first, speed
 from llmcodec_jax.evaluation.codec_superb import METRICS
 from llmcodec_jax.evaluation.reports import EvaluationError
 from llmcodec_jax.pages import html, plots
@@ -61,9 +61,18 @@ def write(
     return html.write(
         path,
         "Codec comparison",
-        "Intervals are 95 % over clips, or the spread over seeds where a row says so.",
+        comparison_first.verdict(codecs),
         [(heading, content) for heading, content in sections if content],
+        comparison_first.screen(path, codecs, _first_players(reference, folders)),
     )
+
+
+def _first_players(reference: Path | None, folders: dict[str, Path]) -> list[str]:
+    """The reference and every codec on one clip, to hear at once."""
+    if reference is None:
+        return []
+    clips, rate, _ = _clips(audio.find(reference)[0], reference, folders)
+    return [html.player(wav, rate, codec) for codec, wav in clips.items()]
 
 
 def _with(codecs: dict, kind: str) -> dict[str, dict]:
@@ -285,23 +294,29 @@ def listening(reference: Path, folders: dict[str, Path], count: int = 4) -> str:
     parts = []
     for path in chosen:
         name = path.relative_to(reference)
-        rate = min(audio.read(path)[1], 24000)
-        clips = {"reference": audio.load(path, rate)}
-        missing = []
-        for codec, folder in folders.items():
-            found = [p for p in _beside_name(folder, name) if p.suffix.lower() in audio.EXTENSIONS]
-            if found:
-                clips[codec] = audio.load(found[0], rate)
-            else:
-                missing.append(codec)
-        shortest = min(map(len, clips.values()))
-        clips = {codec: wav[: min(shortest, 8 * rate)] for codec, wav in clips.items()}
+        clips, rate, missing = _clips(path, reference, folders)
         parts.append(html.quote(f"{transcript(path) or 'no transcript'} ({name.as_posix()})"))
-        parts.append(html.picture(plots.spectrograms(clips, rate), name.as_posix()))
+        parts.append(html.picture(plots.spectrograms(clips, rate), chart=False))
         parts.append(html.cards(html.player(wav, rate, codec) for codec, wav in clips.items()))
         if missing:
             parts.append(html.paragraph(f"not there of {', '.join(missing)}", "note"))
     return html.Markup("".join(parts))
+
+
+def _clips(
+    path: Path, reference: Path, folders: dict[str, Path]
+) -> tuple[dict[str, np.ndarray], int, list[str]]:
+    """-> (codec or "reference" -> up to 8 s of one clip, their rate, codecs that lack it)."""
+    name, rate = path.relative_to(reference), min(audio.read(path)[1], 24000)
+    clips, missing = {"reference": audio.load(path, rate)}, []
+    for codec, folder in folders.items():
+        found = [p for p in _beside_name(folder, name) if p.suffix.lower() in audio.EXTENSIONS]
+        if found:
+            clips[codec] = audio.load(found[0], rate)
+        else:
+            missing.append(codec)
+    shortest = min(map(len, clips.values()))
+    return {c: wav[: min(shortest, 8 * rate)] for c, wav in clips.items()}, rate, missing
 
 
 def _beside_name(folder: Path, name: Path) -> list[Path]:

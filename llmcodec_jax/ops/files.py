@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import secrets
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -29,6 +30,38 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def building(path: str | Path) -> Iterator[Path]:
+    """A new, empty folder beside `path` that becomes `path` once the block ends well.
+
+    As with `replacing`, there is nothing or all of it, under a name that cannot be foreseen. Raises
+    FileExistsError where `path` is there already, unless as an empty folder.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{_unfinished(path)}{secrets.token_hex(8)}")
+    partial.mkdir()
+    try:
+        yield partial
+        if path.is_dir() and any(path.iterdir()):
+            raise FileExistsError(f"{path} is there already")
+        os.rename(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_unfinished(path: str | Path) -> None:
+    """Removes what a killed `building(path)` left; for those who know that no other is at work."""
+    path = Path(path)
+    for stale in path.parent.iterdir():
+        if stale.name.startswith(_unfinished(path)):
+            shutil.rmtree(stale)
+
+
+def _unfinished(path: Path) -> str:
+    return f".{path.name[:64]}.part."
 
 
 def read_json_lines(path: str | Path) -> list[dict]:

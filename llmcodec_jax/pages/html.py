@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import urllib.parse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -31,7 +32,19 @@ thead th { border-bottom: 2px solid var(--line) } tbody tr:hover { background: v
 td b { color: var(--accent) } td small { display: block; opacity: .7 }
 details { margin: .8rem 0 } summary { cursor: pointer }
 blockquote { margin: 1.2rem 0 .3rem; padding-left: .8rem; border-left: 3px solid var(--line) }
-img { max-width: 100%; height: auto; background: #fff; border-radius: 6px }
+img { max-width: 100%; height: auto; border-radius: 6px } .chart { background: #fff }
+@media (prefers-color-scheme: dark) { .chart { filter: invert(.93) hue-rotate(180deg) } }
+.tiles { display: grid; gap: .7rem; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr));
+margin: 1rem 0 } .tile { border: 1px solid var(--line); border-radius: 8px; padding: .6rem .9rem;
+display: flex; flex-direction: column; min-width: 0 } .tile b { font-size: 1.55rem;
+line-height: 1.3; font-variant-numeric: tabular-nums; overflow-wrap: anywhere }
+.tile span, .tile small { opacity: .75; font-size: .85rem }
+.halves { display: grid; gap: 1rem 1.5rem; align-items: start;
+grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)) }
+.halves > div { min-width: 0 }
+.players { display: grid; gap: .5rem } .links { margin: .3rem 0 } .links a { margin-right: 1.2rem }
+progress { width: 100%; height: 1rem; accent-color: var(--accent) } a { color: var(--accent) }
+@media (prefers-color-scheme: dark) { :root { --accent: #7aa5ff } }
 audio { width: 100%; min-width: 11rem; height: 2.2rem } .cards { display: grid; gap: 1rem;
 grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)) } figure { margin: 0 }
 figcaption { font-size: .9rem; opacity: .8; margin: .3rem 0 }
@@ -103,15 +116,20 @@ class Markup(str):
     """Text that is already HTML."""
 
 
-def picture(figure, caption: str = "") -> str:
-    """A matplotlib figure as an inline PNG; closes the figure."""
+def picture(figure, caption: str = "", *, chart: bool = True) -> str:
+    """A matplotlib figure as an inline PNG; closes the figure.
+
+    A `chart`, dark on white, is turned to light on dark where the reader's screen is; anything else
+    is shown as it is, on the page's own ground.
+    """
     import matplotlib.pyplot as plt
 
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", transparent=not chart)
     plt.close(figure)
     data = base64.b64encode(buffer.getvalue()).decode()
-    tag = f'<img alt="{text(caption)}" src="data:image/png;base64,{data}">'
+    kind = ' class="chart"' if chart else ""
+    tag = f'<img{kind} alt="{text(caption)}" src="data:image/png;base64,{data}">'
     return Markup(f"<figure>{tag}<figcaption>{text(caption)}</figcaption></figure>")
 
 
@@ -129,21 +147,67 @@ def cards(items: Iterable[str]) -> str:
     return Markup(f'<div class="cards">{"".join(items)}</div>')
 
 
-def page(title: str, lead: str, sections: Iterable[tuple[str, str]]) -> str:
-    """The whole page; sections are (heading, markup)."""
+def tiles(items: Iterable[tuple[str, object, str]]) -> str:
+    """Headline numbers: (what it is, the number or text, a smaller line below it)."""
+    cells = (
+        f'<div class="tile"><span>{text(title)}</span><b>{number(value)}</b>'
+        f"<small>{text(note)}</small></div>"
+        for title, value, note in items
+    )
+    return Markup(f'<div class="tiles">{"".join(cells)}</div>')
+
+
+def halves(left: str, right: str) -> str:
+    """Two things side by side, below each other on a phone."""
+    return Markup(f'<div class="halves"><div>{left}</div><div>{right}</div></div>')
+
+
+def players(items: Iterable[str]) -> str:
+    """Players below each other."""
+    return Markup(f'<div class="players">{"".join(items)}</div>')
+
+
+def links(targets: Iterable[tuple[str, str]]) -> str:
+    """(words, relative address) in a row; nothing where there are none."""
+    found = [f'<a href="{text(quoted(where))}">{text(words)}</a>' for words, where in targets]
+    return Markup(f'<p class="links">{"".join(found)}</p>' if found else "")
+
+
+def quoted(path: str) -> str:
+    """A relative path as an address: names of files may hold anything."""
+    return urllib.parse.quote(path, errors="surrogateescape")
+
+
+def progress(share: float, note: str) -> str:
+    """A bar, filled to `share` of 1, with a line below it."""
+    bar = f'<progress max="1" value="{min(max(share, 0.0), 1.0):.4f}"></progress>'
+    return Markup(f'{bar}<p class="note">{text(note)}</p>')
+
+
+def page(
+    title: str, lead: str, sections: Iterable[tuple[str, str]], first: str = "", refresh: int = 0
+) -> str:
+    """The whole page: `first` is what stands above the sections (heading, markup).
+
+    `refresh`: seconds after which a browser asks for it again; 0 for never.
+    """
     body = "".join(f"<h2>{text(heading)}</h2>{content}" for heading, content in sections)
+    again = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">{again}'
         f"<title>{text(title)}</title><style>{STYLE}</style></head>"
-        f'<body><h1>{text(title)}</h1><p class="lead">{text(lead)}</p>{body}</body></html>'
+        f'<body><h1>{text(title)}</h1><p class="lead">{text(lead)}</p>{first}{body}</body></html>'
     )
 
 
-def write(path: str | Path, title: str, lead: str, sections: Iterable[tuple[str, str]]) -> Path:
-    """Writes `page` atomically."""
+def write(
+    path: str | Path, title: str, lead: str, sections: Iterable[tuple[str, str]], first: str = ""
+) -> Path:
+    """Writes a `page` atomically."""
     path = Path(path)
     with files.replacing(path) as partial:
         # Names of files need not be text.
-        partial.write_text(page(title, lead, sections), "utf-8", errors="backslashreplace")
+        content = page(title, lead, sections, first)
+        partial.write_text(content, encoding="utf-8", errors="backslashreplace")
     return path

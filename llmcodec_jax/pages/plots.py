@@ -49,6 +49,14 @@ def log_mel(wav: np.ndarray, sample_rate: int, bands: int = 80) -> np.ndarray:
     return np.log10(power @ dsp.mel_filterbank(sample_rate, n_fft, bands) + 1e-6)
 
 
+GREY = "#808080"
+"""Reads on a light ground and on a dark one."""
+ON_ANY_GROUND = dict.fromkeys(
+    ("axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), GREY
+)
+
+
+@plt.rc_context(ON_ANY_GROUND)
 def spectrograms(wavs: dict[str, np.ndarray], sample_rate: int) -> Figure:
     """Named clips [N] above each other on one colour scale."""
     figure, axes = plt.subplots(

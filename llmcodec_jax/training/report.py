@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 
 from llmcodec_jax.data.batches import Spoken
 from llmcodec_jax.pages import html, plots
-from llmcodec_jax.training import terms
+from llmcodec_jax.training import card, summary, terms
 from llmcodec_jax.training.journal import read_rows
 from llmcodec_jax.training.method import Method
 
@@ -38,61 +37,47 @@ PANELS = {
     ],
     "seconds of audio per second": ["speed/audio_seconds_per_second"],
 }
-
-
-EVALUATED = {
-    "eval/mel": ("mel distance", "↓"),
-    "eval/stft": ("STFT distance", "↓"),
-    "eval/pesq": ("PESQ, 1 to 4.6", "↑"),
-    "eval/stoi": ("STOI, 0 to 1", "↑"),
-    "eval/code_usage": ("codes in use, share", "↑"),
-    "eval/code_entropy": ("code entropy, nats", "↑"),
-    "eval/vq": ("quantiser loss", "↓"),
-}
-"""Held-out values in the order they are read: (name and unit, which way is better)."""
 HISTORY = 40  # evaluations in the table of all, evenly spaced
 
 
 def _evaluations(rows: list[dict]) -> str:
     """What was measured at the start, at its best and now; behind a click, all of it."""
-    found = [row for row in rows if "eval/mel" in row]
+    found = summary.evaluations(rows)
     if not found:
         return html.paragraph("Nothing was evaluated.")
     names = {name for row in found for name in row if name.startswith("eval/")}
-    order = [name for name in EVALUATED if name in names] + sorted(names - EVALUATED.keys())
+    order = [name for name in summary.EVALUATED if name in names] + sorted(
+        names - summary.EVALUATED.keys()
+    )
     shown = []
     for name in order:
-        title, better = EVALUATED.get(name, (name.partition("/")[2], ""))
-        known = [row for row in found if row.get(name) is not None]
-        best = "–"
-        if known and better:
-            pick = (min if better == "↓" else max)(known, key=lambda row: row[name])
-            best = html.with_note(pick[name], f"step {pick['step']}")
+        title, better = summary.EVALUATED.get(name, (name.partition("/")[2], ""))
+        top = summary.best(found, name)
+        best = html.with_note(top[name], f"step {top['step']}") if top else "–"
         values = html.strong(found[-1].get(name)), found[0].get(name), best
         shown.append([f"{title} {better}", *values])
     start, now = (f"step {row['step']}" for row in (found[0], found[-1]))
     picks = sorted({*np.linspace(0, len(found) - 1, min(HISTORY, len(found))).astype(int)})
     history = [[found[i]["step"], *(found[i].get(name) for name in order)] for i in picks[::-1]]
-    header = ["step", *(" ".join(EVALUATED.get(n, (n.partition("/")[2], ""))) for n in order)]
+    header = [
+        "step",
+        *(" ".join(summary.EVALUATED.get(n, (n.partition("/")[2], ""))) for n in order),
+    ]
     every = html.details(f"{len(picks)} of {len(found)} evaluations", html.table(header, history))
     return html.table(["", f"now, {now}", start, "best"], shown) + every
 
 
 def _listening(workdir: Path, spoken: Sequence[Spoken]) -> str:
     """Every kept clip: the original, the first and the last reconstruction, and what is said."""
-    folders = sorted(path for path in (workdir / "heldout").iterdir() if path.is_dir())
     markup = []
-    for index in range(len(list(folders[-1].glob("reference-*.flac")))):
-        clips = {"original": folders[-1] / f"reference-{index}.flac"}
-        for folder in (folders[0], folders[-1]):
-            clips[f"step {int(folder.name)}"] = folder / f"codec-{index}.flac"
+    for index, clips in enumerate(summary.kept_sounds(workdir)):
         sounds = {name: soundfile.read(path, dtype="float32") for name, path in clips.items()}
         rate = next(iter(sounds.values()))[1]
         wavs = {name: wav for name, (wav, _) in sounds.items()}
         if index < len(spoken):
             name, text = spoken[index]
             markup.append(html.quote(f"{text or 'no transcript'} ({name})"))
-        markup.append(html.picture(plots.spectrograms(wavs, rate)))
+        markup.append(html.picture(plots.spectrograms(wavs, rate), chart=False))
         markup.append(html.cards(html.player(wav, rate, name) for name, wav in wavs.items()))
     return "".join(markup)
 
@@ -112,11 +97,6 @@ def _next_steps(workdir: Path) -> str:
     )
 
 
-def _number(value: float | None) -> float:
-    """A metric out of a row, where null stands for what was not finite."""
-    return math.nan if value is None else value
-
-
 def _skipped(skipped: dict) -> str:
     text = f"{skipped['read']} clips read, {skipped['count']} skipped."
     reasons = list(skipped["reasons"].items())[:20]
@@ -126,16 +106,6 @@ def _skipped(skipped: dict) -> str:
 def write(workdir: Path, method: Method, skipped: dict, spoken: Sequence[Spoken] = ()) -> Path:
     """Reads the run's rows and sounds and writes workdir/report.html."""
     rows = read_rows(workdir)
-    evaluations = [row for row in rows if "eval/mel" in row]
-    lead = f"{method.schedule.total_steps} steps."
-    if evaluations:
-        first, last = evaluations[0], evaluations[-1]
-        change = 1 - _number(last["eval/mel"]) / _number(first["eval/mel"])
-        lead = (
-            f"{last['step']} steps; held-out mel distance {_number(first['eval/mel']):.3g} -> "
-            f"{_number(last['eval/mel']):.3g} ({change:.0%} lower), code use "
-            f"{_number(last['eval/code_usage']):.0%}."
-        )
     bad = max((row.get("skipped") or 0 for row in rows), default=0)
     health = html.paragraph(
         f"{bad} updates were skipped for a loss or gradient that was not finite.",
@@ -149,7 +119,12 @@ def write(workdir: Path, method: Method, skipped: dict, spoken: Sequence[Spoken]
         ("Data", _skipped(skipped)),
         ("What to run next", _next_steps(workdir)),
     ]
-    return html.write(workdir / "report.html", f"Run {workdir.name}", lead, sections)
+    lead = summary.verdict(rows) if rows else f"{method.schedule.total_steps} steps."
+    card.write(workdir, rows)
+    first = html.links(card.neighbours(workdir, "report.html")) + summary.first_screen(
+        workdir, rows
+    )
+    return html.write(workdir / "report.html", f"Run {workdir.name}", lead, sections, first)
 
 
 def timetable(method: Method) -> Figure:

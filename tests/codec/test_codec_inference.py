@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -113,6 +114,37 @@ def test_unusable_audio_says_why(codec, wav, message):
 def test_unusable_codes_say_why(codec, codes, message):
     with pytest.raises(ValueError, match=message):
         codec.decode(codes)
+
+
+def test_a_list_of_integers_is_one_clip(codec):
+    codes = codec.encode(tone(0.5))
+    np.testing.assert_array_equal(codec.decode(codes.tolist()), codec.decode(codes))
+    assert codec.decode([]) == []
+    with pytest.raises(ValueError, match="integers"):
+        codec.decode([0.5, 1.0])
+
+
+@pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf"), "16000", True])
+def test_an_impossible_rate_is_told(codec, rate):
+    with pytest.raises(ValueError, match="sample_rate is"):
+        codec.encode(tone(0.1), rate)
+
+
+@pytest.mark.parametrize("name", ["clip.wav", Path("clip.wav"), ["clip.wav"]])
+def test_a_path_is_told_from_samples(codec, name):
+    with pytest.raises(ValueError, match=r"clip\.wav.* is a file's name, not its samples"):
+        codec.encode(name)
+    with pytest.raises(ValueError, match=r"clip\.wav.* is a file's name, not codes"):
+        codec.decode(name)
+
+
+def test_what_is_no_array_of_numbers_is_told(codec):
+    with pytest.raises(ValueError, match="audio must be"):
+        codec.encode(np.zeros(400, np.uint8))
+    with pytest.raises(ValueError, match="audio must be"):
+        codec.encode([[0.1, [0.2]]])
+    with pytest.raises(ValueError, match="codes must be"):
+        codec.decode([[[1], [2, 3]]])
 
 
 def test_long_audio_has_no_seams(small):
