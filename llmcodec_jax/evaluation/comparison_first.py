@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 
@@ -18,27 +19,38 @@ from llmcodec_jax.pages import html, plots
 MAX_BARS = 12
 
 
-def _scored(metric: str) -> Callable[[dict], float | None]:
-    def read(reports: dict) -> float | None:
+class Value(NamedTuple):
+    """A headline number and half its interval (over clips) or its deviation (over seeds)."""
+
+    value: float | None
+    half: float | None = None
+
+
+def _scored(metric: str) -> Callable[[dict], Value]:
+    def read(reports: dict) -> Value:
+        if report := reports.get("reconstruction"):
+            return Value(report["mean"].get(metric), report["interval"].get(metric))
         beside = (reports.get("token_lm") or {}).get("reconstruction") or {}
-        return (reports.get("reconstruction") or {"mean": beside})["mean"].get(metric)
+        return Value(beside.get(metric))
 
     return read
 
 
-def _under_lm(measure: str) -> Callable[[dict], float | None]:
-    def read(reports: dict) -> float | None:
-        value = ((reports.get("token_lm") or {}).get("small_lm") or {}).get(measure)
-        return value["mean"] if isinstance(value, dict) else value
+def _under_lm(measure: str) -> Callable[[dict], Value]:
+    def read(reports: dict) -> Value:
+        found = ((reports.get("token_lm") or {}).get("small_lm") or {}).get(measure)
+        if isinstance(found, dict):
+            return Value(found["mean"], found["deviation"])
+        return Value(found)
 
     return read
 
 
-def _rate(reports: dict) -> float | None:
-    return ((reports.get("token_lm") or {}).get("stream") or {}).get("bits_per_second")
+def _rate(reports: dict) -> Value:
+    return Value(((reports.get("token_lm") or {}).get("stream") or {}).get("bits_per_second"))
 
 
-HEADLINES: dict[str, tuple[Callable[[dict], float | None], str]] = {
+HEADLINES: dict[str, tuple[Callable[[dict], Value], str]] = {
     "mel distance": (_scored("mel"), "↓"),
     "STOI": (_scored("stoi"), "↑"),
     "PESQ": (_scored("pesq"), "↑"),
@@ -50,13 +62,18 @@ HEADLINES: dict[str, tuple[Callable[[dict], float | None], str]] = {
 
 
 def best(codecs: dict[str, dict], title: str) -> str | None:
-    """The codec that is best at a headline number; None where no two can be told apart."""
+    """The codec that leads; None where its interval and the next one's are not known to differ."""
     read, better = HEADLINES[title]
-    found = {name: read(reports) for name, reports in codecs.items()}
-    known = {name: value for name, value in found.items() if value is not None}
-    if not better or len(known) < 2 or len(set(known.values())) < 2:
+    found = [(name, read(reports)) for name, reports in codecs.items()]
+    known = [(name, value) for name, value in found if value.value is not None]
+    if not better or len(known) < 2:
         return None
-    return (min if better == "↓" else max)(known, key=lambda name: known[name])
+    known.sort(key=lambda item: item[1].value or 0.0, reverse=better == "↑")
+    (name, first), (_, second) = known[:2]
+    if first.half is None or second.half is None:
+        return None
+    apart = abs((first.value or 0.0) - (second.value or 0.0))
+    return name if apart > first.half + second.half else None
 
 
 def verdict(codecs: dict[str, dict]) -> str:
@@ -66,7 +83,9 @@ def verdict(codecs: dict[str, dict]) -> str:
         if name := best(codecs, title):
             leads.setdefault(name, []).append(title)
     said = "; ".join(f"{name} leads in {', '.join(titles)}" for name, titles in leads.items())
-    return f"{said}. Intervals are below." if said else f"{len(codecs)} codecs side by side."
+    if not said:
+        return f"{len(codecs)} codecs side by side; no intervals lie apart."
+    return f"{said}: there the intervals (over clips, or over seeds) lie apart."
 
 
 def screen(path: Path, codecs: dict[str, dict], players: Sequence[str]) -> str:
@@ -74,12 +93,12 @@ def screen(path: Path, codecs: dict[str, dict], players: Sequence[str]) -> str:
     titles = [
         title
         for title, (read, _) in HEADLINES.items()
-        if any(read(reports) is not None for reports in codecs.values())
+        if any(read(reports).value is not None for reports in codecs.values())
     ]
     leaders = {title: best(codecs, title) for title in titles}
     rows = []
     for name, reports in codecs.items():
-        values = {title: HEADLINES[title][0](reports) for title in titles}
+        values = {title: HEADLINES[title][0](reports).value for title in titles}
         cells = [html.strong(v) if leaders[t] == name else v for t, v in values.items()]
         rows.append([name, *cells])
     header = ["codec", *(f"{title} {HEADLINES[title][1]}".strip() for title in titles)]
@@ -108,7 +127,7 @@ def headline_plot(codecs: dict[str, dict], titles: Sequence[str]) -> Figure | No
     if not wanted:
         return None
     values = {
-        name: [HEADLINES[title][0](reports) for title in wanted[:2]]
+        name: [HEADLINES[title][0](reports).value for title in wanted[:2]]
         for name, reports in codecs.items()
     }
     known = {name: row for name, row in values.items() if None not in row}

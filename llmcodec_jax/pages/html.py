@@ -139,7 +139,7 @@ def player(wav: np.ndarray, sample_rate: int, caption: str = "") -> str:
     soundfile.write(buffer, np.clip(wav, -1, 1), sample_rate, format="FLAC", subtype="PCM_16")
     data = base64.b64encode(buffer.getvalue()).decode()
     tag = f'<audio controls preload="none" src="data:audio/flac;base64,{data}"></audio>'
-    return Markup(f"<figure>{tag}<figcaption>{text(caption)}</figcaption></figure>")
+    return Markup(f"<figure><figcaption>{text(caption)}</figcaption>{tag}</figure>")
 
 
 def cards(items: Iterable[str]) -> str:

@@ -22,7 +22,7 @@ EVALUATED = {
 }
 """Held-out values in the order they are read: (name and unit, which way is better)."""
 HEADLINES = ("eval/mel", "eval/stoi", "eval/pesq", "eval/code_usage")
-SETTLED = 0.02  # a change of mel over the last quarter below which a run no longer improves
+SETTLED = 0.02  # a relative change of the mel distance that is none to speak of
 
 
 def evaluations(rows: Sequence[dict]) -> list[dict]:
@@ -46,12 +46,14 @@ def verdict(rows: Sequence[dict]) -> str:
         return "Nothing was evaluated."
     start, now = (_number(row["eval/mel"]) for row in (found[0], found[-1]))
     use, step = _number(found[-1].get("eval/code_usage")), found[-1]["step"]
+    if len(found) == 1:
+        return f"Held-out mel distance {now:.3g} at step {step}, code use {use:.0%}."
     said = (
         f"{step} steps; held-out mel distance {start:.3g} -> {now:.3g} "
         f"({1 - now / start:.0%} lower), code use {use:.0%}."
     )
     top = best(found, "eval/mel")
-    if top is not None and top["step"] != step:
+    if top is not None and top["eval/mel"] < (1 - SETTLED) * now:
         return f"{said} It was best at step {top['step']} ({top['eval/mel']:.3g})."
     quarter = [row for row in found if row["step"] <= 0.75 * step]
     if len(found) > 3 and quarter:
@@ -75,19 +77,21 @@ def first_screen(workdir: Path, rows: Sequence[dict]) -> str:
         title, better = EVALUATED[name]
         if any(row.get(name) is not None for row in found):
             note = f"{html.number(first.get(name))} at step {first['step']}"
-            items.append((f"{title} {better}", last.get(name), note))
-    plot = html.picture(mel_plot(found))
+            items.append((f"{title}\N{NO-BREAK SPACE}{better}", last.get(name), note))
+    plot = html.picture(mel_plot(rows))
     sounds = before_and_after(workdir)
     return html.tiles(items) + (html.halves(html.players(sounds), plot) if sounds else plot)
 
 
-def mel_plot(found: Sequence[dict]) -> plt.Figure:
-    """Mel distance of the evaluations against steps."""
+def mel_plot(rows: Sequence[dict]) -> plt.Figure:
+    """Held-out mel distance against steps; training's, while there is but one evaluation."""
+    name = "eval/mel" if len(evaluations(rows)) > 1 else "loss/mel"
+    points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
     figure, axis = plt.subplots(figsize=(5.2, 2.5), layout="tight")
-    points = [(row["step"], row["eval/mel"]) for row in found if row["eval/mel"] is not None]
     if points:
         axis.plot(*zip(*points, strict=True), marker="o" if len(points) < 30 else None, ms=3)
-    axis.set_title("held-out mel distance (lower is better)", fontsize=10)
+    what = "held-out mel distance" if name == "eval/mel" else "mel loss in training"
+    axis.set_title(f"{what} (lower is better)", fontsize=10)
     axis.set_xlabel("step")
     axis.grid(alpha=0.3)
     return figure

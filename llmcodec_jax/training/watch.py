@@ -119,7 +119,7 @@ class WatchServer(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     """One request."""
 
-    server: WatchServer
+    server: WatchServer  # ty: ignore[incompatible-mutable-override]
 
     def do_GET(self):
         """The page, and the run's own pages beside it."""

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from llmcodec_jax import audio, evaluate
-from llmcodec_jax.evaluation import comparison, reconstruction, reports
+from llmcodec_jax.evaluation import comparison, comparison_first, reconstruction, reports
 
 
 def _reports(folder, flags=()):
@@ -77,7 +77,7 @@ def test_page_shows_everything_and_needs_nothing(tmp_path):
         "5.000 ± 0.100",
     ):
         assert shown in page, shown
-    assert page.count("<audio") == 3
+    assert page.count("<audio") == 6, "on the first screen and below"
     assert "http" not in page
     assert "<script" not in page
     assert set(json.loads(output.with_suffix(".json").read_text())) == {"first", "second"}
@@ -156,3 +156,26 @@ def test_speed_and_latency_stand_beside_each_other(tmp_path):
     other = report("other", device="another")
     assert evaluate.main(["compare", live, other, "--output", str(page)]) == 0
     assert "not comparable" in page.read_text()
+
+
+def _codec(mel, half, **report):
+    return {"reconstruction": {"mean": {"mel": mel}, "interval": {"mel": half}, **report}}
+
+
+def test_the_first_screen_names_a_leader_only_where_intervals_lie_apart():
+    apart = {"a": _codec(0.5, 0.1), "b": _codec(0.9, 0.1), "c": _codec(None, None)}
+    assert comparison_first.best(apart, "mel distance") == "a"
+    assert comparison_first.verdict(apart).startswith("a leads in mel distance:")
+    close = {"a": _codec(0.5, 0.1), "b": _codec(0.6, 0.1)}
+    assert comparison_first.best(close, "mel distance") is None
+    assert "no intervals lie apart" in comparison_first.verdict(close)
+    unknown = {"a": _codec(0.5, None), "b": _codec(0.9, 0.1)}
+    assert comparison_first.best(unknown, "mel distance") is None
+
+
+def test_a_codec_that_is_a_run_is_linked(tmp_path):
+    (tmp_path / "runs/a b").mkdir(parents=True)
+    (tmp_path / "runs/a b/report.html").write_text("")
+    codecs = {"a": _codec(0.5, 0.1, codec=str(tmp_path / "runs/a b")), "b": _codec(1.0, 0.1)}
+    page = comparison_first.links(tmp_path / "pages/comparison.html", codecs)
+    assert page == '<p class="links"><a href="../runs/a%20b/report.html">a: report</a></p>'

@@ -52,7 +52,14 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def _answer(self, body: bool) -> None:
         path = self.path.partition("?")[0]
         file = self.folder / path.rpartition("/")[2]
-        if path.startswith("/api/models/OWNER/mini"):
+        if path.startswith("/api/models/OWNER/mini/tree/"):
+            sizes = {p.name: p.stat().st_size for p in sorted(self.folder.iterdir())}
+            listing = [
+                {"type": "file", "path": name, "size": size, "oid": name}
+                for name, size in sizes.items()
+            ]
+            data = json.dumps(listing).encode()
+        elif path.startswith("/api/models/OWNER/mini"):
             names = [{"rfilename": p.name} for p in sorted(self.folder.iterdir())]
             listing = {"id": "OWNER/mini", "sha": COMMIT, "siblings": names}
             data = json.dumps(listing).encode()
