@@ -132,17 +132,18 @@ def score_coherence(args: argparse.Namespace) -> int:
     """Coherence accuracies of a language model over a codec's tokens."""
     from llmcodec_jax.evaluation import audio_lm, salmon
     from llmcodec_jax.evaluation.reports import write_json
+    from llmcodec_jax.lm.reading import reading
 
     codec = _codec(args.codec)
-    model = audio_lm.load(args.lm, codec.levels, args.begin_token)
-    if len(model.head) != codec.codebook_size * codec.levels:
+    model = audio_lm.load(args.lm, reading(args.reads, codec.levels), args.begin_token)
+    if len(model.head) != codec.codebook_size * model.levels or model.levels > codec.levels:
         raise EvaluationError(
             f"{args.lm}: {len(model.head)} audio tokens, but the codec has "
             f"{codec.codebook_size} x {codec.levels}; this LM belongs to another codec"
         )
     parts = salmon.find_parts(args.data)
     parts = {name: pairs[: args.limit] for name, pairs in parts.items()}
-    report = salmon.evaluate(parts, codec, salmon.likelihood_of(model))
+    report = salmon.evaluate(parts, codec, salmon.likelihood_of(model, codec.levels))
     write_json(Path(args.output), report)
     print("\n".join(salmon.table(report)))
     return 0
@@ -250,6 +251,9 @@ def _salmon_parsers(commands) -> None:
     )
     parser.add_argument(
         "--lm", required=True, help="exported LM folder, or one of token_lm --save-lm"
+    )
+    parser.add_argument(
+        "--reads", default="flat", help="an exported LM's `lm.reads` (default: flat)"
     )
     parser.add_argument("--begin-token", type=int, help="id that opens sequences (default: BOS)")
     parser.add_argument("--limit", type=int, help="pairs per part")

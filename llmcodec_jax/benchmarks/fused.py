@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 from llmcodec_jax.bridge import LOGIT_LIMIT, bridge
-from llmcodec_jax.losses.ftp import fused_linear_cross_entropy, future_labels
+from llmcodec_jax.losses.ftp import fused_linear_cross_entropy, future_targets
 
 
 class Sizes(NamedTuple):
@@ -84,18 +84,19 @@ def ftp_forms(sizes: Sizes) -> tuple[dict[str, Callable], tuple]:
     hidden = jax.random.normal(keys[0], (*shape, sizes.width))
     heads = jax.random.normal(keys[1], (sizes.horizons, sizes.codes, sizes.width)) * 0.02
     codes = jax.random.randint(keys[2], shape, 0, sizes.codes)
-    labels, valid = future_labels(codes, jnp.ones(shape, bool), sizes.horizons)
+    targets = future_targets(codes, jnp.ones(shape, bool), sizes.horizons)
 
-    def plain(hidden, heads, labels, valid):
+    def plain(hidden, heads, targets):
+        labels, valid = targets.labels[:, 0], targets.valid[:, 0]
         logits = jnp.einsum("bth,kvh->kbtv", hidden, heads)
         picked = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
         return jnp.sum(valid * (jax.nn.logsumexp(logits, axis=-1) - picked))
 
-    def fused(hidden, heads, labels, valid):
-        return jnp.sum(fused_linear_cross_entropy(hidden, heads, labels, valid)[0])
+    def fused(hidden, heads, targets):
+        return jnp.sum(fused_linear_cross_entropy(hidden[:, None], heads, targets)[0])
 
     forms = {"plain": plain, "fused": fused}
-    inputs = (hidden, heads, labels, valid)
+    inputs = (hidden, heads, targets)
     return {name: jax.grad(f, argnums=(0, 1)) for name, f in forms.items()}, inputs
 
 

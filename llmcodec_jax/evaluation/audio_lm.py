@@ -17,10 +17,12 @@ from llmcodec_jax.lm import decoder
 from llmcodec_jax.lm.config import LMConfig, small_config
 from llmcodec_jax.lm.load import load_lm
 from llmcodec_jax.lm.lora import LoRA, init_lora
+from llmcodec_jax.lm.reading import Reading
 from llmcodec_jax.lm.tokenizer import TextTokenizer
 from llmcodec_jax.lm.vocab import audio_embedding_init, audio_head_init, read_audio_rows
 
 SAVED = "audio_lm.npz"
+ONE_LEVEL = Reading()
 LORA = {"rank": 64, "alpha": 128.0, "dropout": 0.05, "targets": r"(q|k|v|o|gate|up|down)_proj"}
 
 
@@ -30,11 +32,16 @@ class AudioLM:
 
     body: Any  # decoder parameters (lm.qwen3)
     begin: jax.Array  # [H], fixed: the first position of every sequence
-    embedding: jax.Array  # float32 [levels * V, H]
-    head: jax.Array  # float32 [levels * V, H]
+    embedding: jax.Array  # float32 [L * V, H], L levels that it reads
+    head: jax.Array  # float32 [L * V, H]
     lora: LoRA | None
     config: LMConfig = flax.struct.field(pytree_node=False)
-    levels: int = flax.struct.field(pytree_node=False, default=1)
+    reading: Reading = flax.struct.field(pytree_node=False, default=ONE_LEVEL)
+
+    @property
+    def levels(self) -> int:
+        """Codes of a frame that it reads."""
+        return self.reading.levels
 
     def trainable(self) -> dict:
         """What training moves: everything, or adapters and audio rows of a pretrained body."""
@@ -51,18 +58,18 @@ class AudioLM:
         return self.replace(**rows, body=values["body"])
 
 
-def small(vocabulary: int, levels: int, width: int, layers: int, key: jax.Array) -> AudioLM:
+def small(vocabulary: int, reading: Reading, width: int, layers: int, key: jax.Array) -> AudioLM:
     """A fresh decoder; its body depends on the key alone, so every codec starts from the same."""
     config = small_config(1, width, layers)  # its text table is the begin vector
     body_key, row_key = jax.random.split(key)
     body = decoder.init_params(config, body_key)
     rows = 0.02 * jax.random.normal(row_key, (vocabulary, width))
     return AudioLM(
-        body, body["embed"]["embedding"][0], rows, jnp.zeros_like(rows), None, config, levels
+        body, body["embed"]["embedding"][0], rows, jnp.zeros_like(rows), None, config, reading
     )
 
 
-def pretrained(path: str | Path, vocabulary: int, levels: int, key: jax.Array) -> AudioLM:
+def pretrained(path: str | Path, vocabulary: int, reading: Reading, key: jax.Array) -> AudioLM:
     """A text model with LoRA on all linear layers and fresh audio rows.
 
     The rows start from the text rows' distribution for every codec, never from rows that one
@@ -74,12 +81,13 @@ def pretrained(path: str | Path, vocabulary: int, levels: int, key: jax.Array) -
     head = audio_head_init(body, embedding, head_key)
     adapters = init_lora(body, lora_key, **LORA)
     begin = decoder.embed_text(body, jnp.asarray(begin_token(config, tokenizer)))
-    return AudioLM(body, begin, embedding, head, adapters, config, levels)
+    return AudioLM(body, begin, embedding, head, adapters, config, reading)
 
 
-def merged(path: str | Path, levels: int = 1, begin: int | None = None) -> AudioLM:
+def merged(path: str | Path, reading: Reading = ONE_LEVEL, begin: int | None = None) -> AudioLM:
     """A model folder whose vocabulary holds `<CODEC_i>` (`export --format hf`), as it is.
 
+    `reading`: how it was trained to read a codec's levels (`lm.reads` of its run).
     `begin`: id of the token that opened sequences in training, by default `begin_token`.
     """
     config, body, tokenizer = load_lm(path, jnp.float32)
@@ -87,7 +95,7 @@ def merged(path: str | Path, levels: int = 1, begin: int | None = None) -> Audio
     if begin is None:
         begin = begin_token(config, tokenizer)
     first = decoder.embed_text(body, jnp.asarray(begin))
-    return AudioLM(body, first, embedding, head, None, config, levels)
+    return AudioLM(body, first, embedding, head, None, config, reading)
 
 
 def begin_token(config: LMConfig, tokenizer: TextTokenizer | None) -> int:
@@ -101,25 +109,29 @@ def begin_token(config: LMConfig, tokenizer: TextTokenizer | None) -> int:
 def token_log_probs(
     model: AudioLM, codes: jax.Array, lengths: jax.Array, dropout_key: jax.Array | None = None
 ) -> jax.Array:
-    """Log-probability of every code given those before it, float32 [B, T].
+    """Log-probability of every code given those before it, float32 [B, N].
 
-    codes int [B, T] with T a whole number of frames; values past lengths int [B] mean nothing.
-    At each position only the codes of its own level compete.
+    codes int [B, N], whole frames of L codes; values past lengths int [B] mean nothing. Only the
+    codes of one level compete. Where all of a frame are read at one position, "before" means in
+    earlier frames: the codes of a frame do not see each other.
     """
     batch, length = codes.shape
+    levels, places = model.levels, model.reading.places
     begin = jnp.broadcast_to(model.begin, (batch, 1, model.begin.shape[-1]))
-    inputs = jnp.concatenate([begin, model.embedding[codes[:, :-1]].astype(begin.dtype)], axis=1)
+    rows = model.embedding[codes.reshape(batch, -1, levels // places)].sum(axis=2)
+    inputs = jnp.concatenate([begin, rows[:, :-1].astype(begin.dtype)], axis=1)
     hidden = decoder.forward(
         model.config,
         model.body,
         inputs,
-        lengths,
+        lengths * places // levels,
         remat=model.lora is not None,
         lora=model.lora,
         dropout_key=dropout_key,
     ).hidden
-    levels, size = model.levels, len(model.head) // model.levels
-    hidden = hidden.reshape(batch, length // levels, levels, -1).astype(jnp.float32)
+    size = len(model.head) // levels
+    hidden = hidden.reshape(batch, length // levels, places, -1).astype(jnp.float32)
+    hidden = jnp.broadcast_to(hidden, (*hidden.shape[:2], levels, hidden.shape[-1]))
     logits = jnp.einsum("bfqh,qvh->bfqv", hidden, model.head.reshape(levels, size, -1))
     chosen = (codes % size).reshape(batch, length // levels, levels, 1)
     log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits), chosen, axis=-1)
@@ -132,7 +144,7 @@ def save(path: str | Path, model: AudioLM) -> None:
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     arrays = {f"body/{name}": np.asarray(value) for name, value in flat.items()}
-    shape = json.dumps(dataclasses.asdict(model.config) | {"levels": model.levels})
+    shape = json.dumps(dataclasses.asdict(model.config) | dataclasses.asdict(model.reading))
     np.savez(
         path / SAVED,
         embedding=np.asarray(model.embedding),
@@ -143,15 +155,16 @@ def save(path: str | Path, model: AudioLM) -> None:
     )
 
 
-def load(path: str | Path, levels: int = 1, begin: int | None = None) -> AudioLM:
-    """A folder that `save` wrote, or a merged model folder."""
+def load(path: str | Path, reading: Reading = ONE_LEVEL, begin: int | None = None) -> AudioLM:
+    """A folder that `save` wrote, which knows its reading, or a merged model folder."""
     path = Path(path)
     if not (path / SAVED).exists():
-        return merged(path, levels, begin)
+        return merged(path, reading, begin)
     with np.load(path / SAVED) as file:
         shape = json.loads(str(file["shape"]))
         body = {n.removeprefix("body/"): file[n] for n in file.files if n.startswith("body/")}
         rows = {name: jnp.asarray(file[name]) for name in ("begin", "embedding", "head")}
-    saved_levels = shape.pop("levels")
+    levels = shape.pop("levels")
+    saved = Reading(levels, shape.pop("places", levels))  # older ones read their codes flat
     body = jax.tree.map(jnp.asarray, traverse_util.unflatten_dict(body, sep="/"))
-    return AudioLM(body=body, **rows, lora=None, config=LMConfig(**shape), levels=saved_levels)
+    return AudioLM(body=body, **rows, lora=None, config=LMConfig(**shape), reading=saved)

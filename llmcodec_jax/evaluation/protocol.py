@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from llmcodec_jax.lm.reading import check_reads
+
 
 @dataclasses.dataclass(frozen=True)
 class TokenLMProtocol:
@@ -20,4 +22,10 @@ class TokenLMProtocol:
     evaluations: int = 10  # looks at the development split, the untrained model included
     held_out_stretches: int = 256  # at most, of each held-out split, chosen by hash
     probes: int = 128  # places at which the codes before are made without the audio after; 0: none
+    # Of a codec with several levels, what the LM reads (lm/reading.py): the first alone, all one
+    # after the other, or all at once, the sum of their embeddings.
+    reads: str = "flat"
     seeds: tuple[int, ...] = (0, 1, 2)
+
+    def __post_init__(self):
+        check_reads(self.reads, "reads")

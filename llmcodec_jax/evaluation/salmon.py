@@ -131,10 +131,15 @@ def _accuracy(points: np.ndarray) -> dict:
     return {"accuracy": share, "interval": [centre - half, centre + half]}
 
 
-def likelihood_of(model: audio_lm.AudioLM) -> Callable[[list[np.ndarray]], np.ndarray]:
-    """An audio LM as the function that `evaluate` asks for."""
+def likelihood_of(
+    model: audio_lm.AudioLM, levels: int | None = None
+) -> Callable[[list[np.ndarray]], np.ndarray]:
+    """An audio LM as the function that `evaluate` asks for; of codes [frames * levels] it scores
+    those that it reads, all by default."""
+    levels = levels or model.levels
 
     def log_likelihood(codes: list[np.ndarray]) -> np.ndarray:
+        codes = [c.reshape(-1, levels)[:, : model.levels].reshape(-1) for c in codes]
         bucket = BUCKET * model.levels
         size = -(-max(map(len, codes)) // bucket) * bucket
         lengths = np.array([len(c) for c in codes], np.int32)

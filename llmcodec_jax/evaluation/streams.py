@@ -73,6 +73,21 @@ def from_codec(codec, folder: Path) -> tuple[Streams, dict[str, str]]:
     return Streams(clips, codec.codebook_size, codec.levels, codec.frame_rate), failed
 
 
+def first_levels(
+    streams: Streams, levels: int, encode_start: StartEncoder | None
+) -> tuple[Streams, StartEncoder | None]:
+    """The same clips with the first `levels` codes of every frame alone."""
+
+    def cut(codes: np.ndarray) -> np.ndarray:
+        return codes.reshape(-1, streams.levels)[:, :levels].reshape(-1)
+
+    clips = {name: cut(codes) for name, codes in streams.clips.items()}
+    fewer = dataclasses.replace(streams, clips=clips, levels=levels)
+    if encode_start is None:
+        return fewer, None
+    return fewer, lambda starts: [cut(codes) for codes in encode_start(starts)]
+
+
 def start_encoder(codec, folder: Path) -> StartEncoder:
     """Encodes beginnings of the clips that `from_codec` names."""
     paths = {_name(path, folder): path for path in audio.find(folder)}

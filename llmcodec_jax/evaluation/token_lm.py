@@ -26,7 +26,14 @@ from llmcodec_jax.evaluation import audio_lm, look_ahead
 from llmcodec_jax.evaluation.audio_lm import AudioLM
 from llmcodec_jax.evaluation.protocol import TokenLMProtocol
 from llmcodec_jax.evaluation.sampling import by_hash
-from llmcodec_jax.evaluation.streams import StartEncoder, Streams, flags, statistics_of
+from llmcodec_jax.evaluation.streams import (
+    StartEncoder,
+    Streams,
+    first_levels,
+    flags,
+    statistics_of,
+)
+from llmcodec_jax.lm.reading import reading
 
 
 @flax.struct.dataclass
@@ -55,6 +62,9 @@ def report(
     mean metrics of the codec's audio. `save`: folder for the first seed's small model.
     `encode_start`: the codec, where it is at hand, for the share without look-ahead.
     """
+    read = reading(protocol.reads, streams.levels)
+    if read.levels < streams.levels:
+        streams, encode_start = first_levels(streams, read.levels, encode_start)
     training, development, test = streams.split()
     _, stretches = held_out(streams, protocol)
     unigram, baseline = statistics_of(streams, training, stretches.rows())
@@ -62,13 +72,14 @@ def report(
     if encode_start is not None and protocol.probes:
         probes = look_ahead.make_probes(streams, protocol, test, baseline, encode_start)
     start = functools.partial(
-        audio_lm.small, streams.vocabulary, streams.levels, protocol.width, protocol.layers
+        audio_lm.small, streams.vocabulary, read, protocol.width, protocol.layers
     )
     content = {
         "protocol": dataclasses.asdict(protocol),
         "stream": {
             "codebook_size": streams.codebook_size,
             "levels": streams.levels,
+            "positions_per_second": streams.frame_rate * read.places,
             "tokens_per_second": streams.tokens_per_second,
             "bits_per_second": streams.tokens_per_second * math.log2(streams.codebook_size),
             "tokens": sum(map(len, streams.clips.values())),
@@ -81,7 +92,7 @@ def report(
         "flags": flags(streams, unigram, reconstruction),
     }
     if lm is not None:
-        pretrained = functools.partial(audio_lm.pretrained, lm, streams.vocabulary, streams.levels)
+        pretrained = functools.partial(audio_lm.pretrained, lm, streams.vocabulary, read)
         content["pretrained_lm"] = measure(streams, protocol, pretrained, None, probes)
     for part in (content["small_lm"], content["pretrained_lm"]):
         if part is not None:
@@ -152,7 +163,7 @@ def measure_with_rows_of(donor: AudioLM, streams: Streams, protocol: TokenLMProt
 
     def make(key: jax.Array) -> AudioLM:
         width, layers = donor.config.width, donor.config.layers
-        fresh = audio_lm.small(len(donor.head), donor.levels, width, layers, key)
+        fresh = audio_lm.small(len(donor.head), donor.reading, width, layers, key)
         return fresh.replace(embedding=donor.embedding, head=donor.head)
 
     return measure(streams, protocol, make)

@@ -194,10 +194,10 @@ def evaluate(
             coded.streams, protocol, None, metrics, output / "token_lm", coded.encode_start
         )
         reports.write_json(paths["token_lm"], content)
-    model = audio_lm.load(output / "token_lm", codec.levels)
+    model = audio_lm.load(output / "token_lm")
     if not paths["salmon"].exists():
         parts = salmon.find_parts(pairs) if pairs.is_dir() else {}
-        found = salmon.evaluate(parts, codec, salmon.likelihood_of(model))
+        found = salmon.evaluate(parts, codec, salmon.likelihood_of(model, codec.levels))
         reports.write_json(paths["salmon"], found)
     if not paths["consistency"].exists():
         found = consistency.evaluate(codec, clips, settings.consistency)

@@ -20,7 +20,13 @@ from llmcodec_jax.discriminators import DiscriminatorConfig
 from llmcodec_jax.losses.spectral import SpectralConfig
 from llmcodec_jax.ops import fields
 from llmcodec_jax.ops.fields import changeable
-from llmcodec_jax.training.method import Bridge, CodecTraining, Distillation, LanguageModel
+from llmcodec_jax.training.method import (
+    Bridge,
+    CodecTraining,
+    Consistency,
+    Distillation,
+    LanguageModel,
+)
 from llmcodec_jax.training.optim import Group
 from llmcodec_jax.training.schedules import Schedule
 from llmcodec_jax.training.terms import LossWeights
@@ -83,6 +89,7 @@ class RunConfig:
     optim: OptimConfig = changeable(OptimConfig)
     training: CodecTraining = changeable(CodecTraining)
     distillation: Distillation = changeable(Distillation)
+    consistency: Consistency = changeable(Consistency)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     mesh: MeshConfig = changeable(MeshConfig)
     log: LogConfig = changeable(LogConfig)

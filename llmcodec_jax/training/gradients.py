@@ -22,6 +22,7 @@ from llmcodec_jax.losses.distillation import distillation_loss
 from llmcodec_jax.losses.spectral import ACOUSTIC, acoustic_losses
 from llmcodec_jax.training import metrics, terms
 from llmcodec_jax.training.balancer import balance, term_gradients
+from llmcodec_jax.training.consistency import consistency_losses, encode_again
 from llmcodec_jax.training.language import Branch, TextStates, language_losses, shift
 from llmcodec_jax.training.method import Method
 from llmcodec_jax.training.schedules import Phase
@@ -36,7 +37,9 @@ def step_weights(method: Method, step) -> dict:
 
 def batch_counts(method: Method, batch: Batch) -> dict:
     """name -> valid elements of every loss over the whole batch."""
-    return terms.batch_counts(method.weights, batch, method.codec.hop, method.horizons)
+    return terms.batch_counts(
+        method.weights, batch, method.codec.hop, method.reading, method.horizons
+    )
 
 
 def drawn_levels(method: Method, batch: Batch, key) -> jax.Array | None:
@@ -63,20 +66,6 @@ def run_codec(method: Method, params, batch_stats, batch: Batch, train: bool, le
         **options,
     )
     return output, wav, changed.get("batch_stats", batch_stats)
-
-
-def _encode_jittered(method: Method, params, batch_stats, batch: Batch, key):
-    """The LM branch's own look at the audio, shifted by a few samples (method.md 4)."""
-    output, _ = method.codec.apply(
-        {"params": params, "batch_stats": batch_stats},
-        shift(batch.wav, key, method.jitter),
-        batch.wav_length,
-        domain=batch.domain if method.training.use_domains else None,
-        train=method.train_norm,
-        method="encode",
-        mutable=["batch_stats"],
-    )
-    return output
 
 
 def sound_losses(method: Method, batch: Batch, wav) -> Losses:
@@ -142,6 +131,11 @@ def codec_forward(method: Method, phase: Phase, state: TrainState, lm_params, ba
         output, wav, new_stats = run_codec(method, codec, batch_stats, batch, True, levels)
         losses = quantiser_losses(method, batch, output)
         losses |= taught_loss(method, params, codec, new_stats, batch, output)
+        whole = output
+        if levels is not None and (method.reading.levels > 1 or method.consistent):
+            whole = encode_again(method, codec, batch_stats, batch)  # with all levels
+        unsteady_key = stream(key, step, "consistency")
+        losses |= consistency_losses(method, codec, batch_stats, batch, whole, unsteady_key)
         if not method.training.balance:
             losses |= sound_losses(method, batch, wav)
         histogram = code_histogram(method, output, levels)
@@ -149,11 +143,14 @@ def codec_forward(method: Method, phase: Phase, state: TrainState, lm_params, ba
         if phase.lm:
             if method.jitter:
                 jitter_key = stream(key, step, "jitter")
-                output = _encode_jittered(method, codec, batch_stats, batch, jitter_key)
+                # The LM branch's own look at the audio, shifted by a few samples (method.md 4).
+                moved = dataclasses.replace(batch, wav=shift(batch.wav, jitter_key, method.jitter))
+                whole = encode_again(method, codec, batch_stats, moved)
             branch = Branch(
                 params=params | {"codec": codec},
                 lm_params=lm_params,
-                output=output,
+                batch_stats=batch_stats,
+                output=whole,
                 batch=batch,
                 bank=state.bank,
                 code_share=state.code_shares,

@@ -5,14 +5,18 @@ Gradients flow back through the frozen LM to the bridge and, through the gate, t
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from typing import NamedTuple
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from llmcodec_jax import bridge as bridging
 from llmcodec_jax.lm import decoder
+from llmcodec_jax.lm.reading import sources
 from llmcodec_jax.losses import alignment, ftp
 from llmcodec_jax.ops.placement import keep_split_by_clip
 from llmcodec_jax.training.method import Method
@@ -43,21 +47,22 @@ def noisy_labels(codes: jax.Array, key, share: float, codebook_size: int) -> jax
 
 
 def read_audio(method: Method, lm_params, embeds: jax.Array, frame_mask: jax.Array) -> LMOutput:
-    """Begin position + audio embeddings [B, T, H] through the LM.
+    """Begin position + audio embeddings [B, T P, H] through the LM.
 
-    hidden[:, t] has seen codes < t, and the state pooled for alignment is at the last code.
+    hidden[:, s] has seen what stands before position s, and the state pooled for alignment is at
+    the last one.
     """
     lm = method.lm
     assert lm is not None, "a phase with the LM in a run without"
     begin = decoder.embed_text(lm_params, jnp.full((embeds.shape[0], 1), lm.begin_token))
-    frames = frame_mask.sum(axis=1)
+    positions = method.reading.positions(frame_mask.sum(axis=1))
     return decoder.forward(
         lm.architecture,
         lm_params,
         jnp.concatenate([begin, keep_split_by_clip(embeds.astype(begin.dtype))], axis=1),
-        frames + 1,
+        positions + 1,
         pool_layers=lm.architecture.aligned_layers if method.align else None,
-        pool_position=frames,
+        pool_position=positions,
         remat=lm.remat == "always",  # "auto" is decided where the step is compiled
     )
 
@@ -98,17 +103,12 @@ def read_text(method: Method, lm_params, batch: Batch) -> TextStates:
     )
 
 
-def what_the_lm_reads(output: CodecOutput) -> CodecOutput:
-    """The single stream of codes [B, T] and queries [B, T, 1, d] that the LM is shown and asked
-    to predict: a residual codec's first level. The only place that knows of levels."""
-    return output.level(0)
-
-
 class Branch(NamedTuple):
     """What the language branch reads at one step."""
 
     params: dict  # TrainState.params; the codec's as far as gradients may reach it
     lm_params: dict
+    batch_stats: dict  # the codec's
     output: CodecOutput  # of the audio that the branch hears
     batch: Batch
     bank: alignment.Bank | None
@@ -118,12 +118,66 @@ class Branch(NamedTuple):
     temperature: jax.Array | float  # of the bridge
 
 
+def over_levels(body: Callable[[Any, Any], tuple], carry, levels):
+    """`jax.lax.scan` over the first axis of `levels`, without a loop where there is one level."""
+    if len(jax.tree.leaves(levels)[0]) > 1:
+        return jax.lax.scan(body, carry, levels)
+    carry, made = body(carry, jax.tree.map(lambda x: x[0], levels))
+    return carry, jax.tree.map(lambda x: x[None], made)
+
+
 def code_logits(method: Method, branch: Branch) -> bridging.Logits:
-    """The bridge's logits over the codes; the gate scales what of their gradient is the codec's."""
-    search = method.codec.apply({"params": branch.params["codec"]}, method="search")
+    """The bridge's logits over the codes of each level that is read, stacked [L, ...].
+
+    A level's query is what the codec's hard choices at the levels before left over; the gate
+    scales what of the logits' gradient is the codec's.
+    """
+    variables = {"params": branch.params["codec"], "batch_stats": branch.batch_stats}
     gate = 0.0 if method.bridge.mode == "detach" else branch.gate
-    own = branch.params.get("bridge", {})
-    return method.bridge.logits_of()(own, branch.output, search, gate)
+    make, levels = method.bridge.logits_of(), method.reading.levels
+    own = jax.tree.map(
+        lambda x: x.reshape(levels, -1, *x.shape[1:]), branch.params.get("bridge", {})
+    )
+    found = []
+    for q in range(levels):
+        search = method.codec.apply(variables, q, method="search")
+        params = jax.tree.map(operator.itemgetter(q), own)
+        found.append(make(params, branch.output.level(q), search, gate))
+    return jax.tree.map(lambda *level: jnp.stack(level), *found)
+
+
+def bridge_levels(
+    method: Method, branch: Branch, logits: bridging.Logits, key: jax.Array, mode: str
+) -> bridging.BridgeOutput:
+    """The bridge at every level -> embeds [B, T P, H], the LM's input; the rest [L, B, T]."""
+    read, embedding = method.reading, branch.params["audio_embedding"]
+    # Beyond any block of codes, whose noise the key itself draws (bridge.NOISE_BLOCK).
+    keys = [key, *(jax.random.fold_in(key, 2**20 + q) for q in range(1, read.levels))]
+    labels = jnp.moveaxis(branch.output.codes, -1, 0)
+    batch, frames = labels.shape[1:]
+    summed = read.places < read.levels
+    total = jnp.zeros((batch, frames, embedding.shape[-1]), embedding.dtype) if summed else None
+
+    def one(total, level):
+        logits, rows, key, labels = level
+        made = bridging.bridge(
+            *logits,
+            rows,
+            key,
+            branch.temperature,
+            mode=mode,
+            labels=labels,
+            noise=method.bridge.logits_of().noise(branch.temperature),
+            chunk=method.bridge.chunk,
+        )
+        if summed:
+            return total + made.embeds, dataclasses.replace(made, embeds=None)
+        return None, made
+
+    rows = embedding.reshape(read.levels, -1, embedding.shape[-1])
+    total, made = over_levels(one, total, (logits, rows, jnp.stack(keys), labels))
+    embeds = total if summed else jnp.moveaxis(made.embeds, 0, 2).reshape(batch, -1, rows.shape[-1])
+    return dataclasses.replace(made, embeds=embeds)
 
 
 def target_gradient(
@@ -133,43 +187,62 @@ def target_gradient(
 
     As published, the loss's gradient reaches the codec through the codes that the LM *read*;
     here also through the code v that head k was to *predict*, relaxed as in the bridge (mode
-    "ste", heads and `hidden` [B, T, H] held fixed). Of two codes that serve the sound equally well
-    the codec is drawn to the one with the larger gain
+    "ste", heads and `hidden` [B, T P, H] held fixed). Of two codes that serve the sound equally
+    well the codec is drawn to the one with the larger gain
 
         log q_k(v | codes before) - beta log share_v
 
-    over what is known without context, `share` being how often each code occurs. At beta 1 that
-    is the mutual information of code and context; without the second term the codec would fall
-    for frequent codes and empty the others, and a larger beta holds the codes' entropy up.
+    over what is known without context, `share` being how often each code of the level occurs. At
+    beta 1 that is the mutual information of code and context; without the second term the codec
+    would fall for frequent codes and empty the others, and a larger beta holds the codes' entropy
+    up.
     """
-    heads = branch.params["ftp_heads"]
-    horizons, size, width = heads.shape
-    share = branch.code_share[0]  # of the level that the LM reads
-    share = share / jnp.maximum(share.sum(), 1e-9)
-    prior = jnp.log(0.9 * share + 0.1 / size)  # no code is infinitely surprising
-    prior = method.bridge.frequency_weight * prior
-    rows = jnp.concatenate([heads, jnp.tile(-prior[None, :, None], (horizons, 1, 1))], axis=-1)
-    rows = jax.lax.stop_gradient(rows).transpose(1, 0, 2).reshape(size, horizons * (width + 1))
-    bridged = bridging.bridge(
-        *logits,
-        rows,
-        jax.random.key(0),  # not read: there is no noise
-        branch.temperature,
-        mode="ste",
-        labels=branch.output.codes,
-        chunk=method.bridge.chunk,
-    )
-    batch, frames, _ = hidden.shape
-    rows = bridged.embeds.reshape(batch, frames, horizons, width + 1)
+    read, heads = method.reading, branch.params["ftp_heads"]
+    horizons, width = heads.shape[0], heads.shape[-1]
+    size = heads.shape[1] // read.levels
+    batch, frames = branch.output.frame_mask.shape
     states = jax.lax.stop_gradient(hidden).astype(jnp.float32)
-    states = jnp.pad(states, ((0, 0), (0, 0), (0, 1)), constant_values=1.0)
-    sums = []
-    for k in range(horizons):  # frame s is predicted from the state at s - k
-        reader = jnp.pad(states, ((0, 0), (k, 0), (0, 0)))[:, :frames]
-        score = jnp.sum(reader * rows[:, :, k], axis=-1)
-        score = score - jax.lax.stop_gradient(score)
-        sums.append(-jnp.sum(score * branch.output.frame_mask))
-    return jnp.stack(sums)
+    states = states.reshape(batch, frames, read.places, width)
+    states = jnp.pad(states, ((0, 0), (horizons, 0), (0, 0), (0, 1)), constant_values=1.0)
+    by_level = jax.tree.map(lambda x: jnp.asarray(x).T, sources(horizons, read.levels, read.places))
+
+    def one(sums, level):
+        q, logits, share, labels, (places, ahead) = level
+        share = share / jnp.maximum(share.sum(), 1e-9)
+        prior = jnp.log(0.9 * share + 0.1 / size)  # no code is infinitely surprising
+        prior = jnp.tile(method.bridge.frequency_weight * prior[None, :, None], (horizons, 1, 1))
+        rows = jax.lax.dynamic_slice_in_dim(heads, q * size, size, axis=1)
+        rows = jax.lax.stop_gradient(jnp.concatenate([rows, -prior], axis=-1))
+        bridged = bridging.bridge(
+            *logits,
+            rows.transpose(1, 0, 2).reshape(size, horizons * (width + 1)),
+            jax.random.key(0),  # not read: there is no noise
+            branch.temperature,
+            mode="ste",
+            labels=labels,
+            chunk=method.bridge.chunk,
+        )
+        rows = bridged.embeds.reshape(batch, frames, horizons, width + 1)
+        found = []
+        for k in range(horizons):  # frame s is predicted from a state at s - ahead
+            start = (0, horizons - ahead[k], places[k], 0)
+            reader = jax.lax.dynamic_slice(states, start, (batch, frames, 1, width + 1))[:, :, 0]
+            unread = jnp.arange(frames) < ahead[k]
+            score = jnp.sum(jnp.where(unread[:, None], 0.0, reader) * rows[:, :, k], axis=-1)
+            score = score - jax.lax.stop_gradient(score)
+            found.append(-jnp.sum(score * branch.output.frame_mask))
+        return sums + jnp.stack(found), None
+
+    levels = (
+        jnp.arange(read.levels),
+        logits,
+        branch.code_share[: read.levels],
+        jnp.moveaxis(branch.output.codes, -1, 0),
+        by_level,
+    )
+    # The rows, as large as the heads, are made again on the way back and not kept for each level.
+    body = jax.checkpoint(one) if read.levels > 1 else one
+    return over_levels(body, jnp.zeros(horizons), levels)[0]
 
 
 def language_losses(
@@ -181,29 +254,23 @@ def language_losses(
     along the same way, as "accuracy/...". Terms of weight 0 are left out. With `training=False`
     the bridge samples without noise, labels are clean, and nothing is meant to be differentiated.
     """
-    branch = branch._replace(output=what_the_lm_reads(branch.output))
+    branch = branch._replace(output=method.reading.select(branch.output))
     output, mask = branch.output, branch.output.frame_mask
     wanted = {term.name for term in method.terms}
     sample_key, noise_key = jax.random.split(branch.key)
     logits = code_logits(method, branch)
-    bridged = bridging.bridge(
-        *logits,
-        branch.params["audio_embedding"],
-        sample_key,
-        branch.temperature,
-        mode=method.bridge.mode if training else "detach",
-        labels=output.codes,
-        noise=method.bridge.logits_of().noise(branch.temperature),
-        chunk=method.bridge.chunk,
-    )
+    mode = method.bridge.mode if training else "detach"
+    bridged = bridge_levels(method, branch, logits, sample_key, mode)
     read = read_audio(method, branch.lm_params, bridged.embeds, mask)
+    count = mask.sum() * method.reading.levels
+    picked = bridged.ids == jnp.moveaxis(output.codes, -1, 0)
     losses = {
-        "accuracy/bridge": (jnp.sum(bridged.agree * mask), mask.sum()),
-        "accuracy/bridge_entropy": (jnp.sum(bridged.entropy * mask), mask.sum()),
-        "accuracy/bridge_sampled": (jnp.sum((bridged.ids == output.codes) * mask), mask.sum()),
+        "accuracy/bridge": (jnp.sum(bridged.agree * mask), count),
+        "accuracy/bridge_entropy": (jnp.sum(bridged.entropy * mask), count),
+        "accuracy/bridge_sampled": (jnp.sum(picked * mask), count),
     }
     if "bridge" in wanted:
-        losses["bridge"] = (jnp.sum(bridged.nll * mask), mask.sum())
+        losses["bridge"] = (jnp.sum(bridged.nll * mask), count)
     if "ftp" in wanted:
         noise = method.bridge.label_noise if training else 0.0
         labels = noisy_labels(output.codes, noise_key, noise, method.codec.codebook_size)

@@ -15,6 +15,7 @@ from llmcodec_jax.discriminators import DiscriminatorConfig, Discriminators
 from llmcodec_jax.errors import UsageError
 from llmcodec_jax.lm.config import LMConfig
 from llmcodec_jax.losses.distillation import KINDS
+from llmcodec_jax.lm.reading import Reading, check_reads, reading
 from llmcodec_jax.losses.spectral import SpectralConfig
 from llmcodec_jax.ops.fields import fixed
 from llmcodec_jax.training.optim import Group
@@ -67,8 +68,12 @@ class LanguageModel:
     """The frozen LM's role in training (docs/method.md, sections 2, 4 and 5)."""
 
     path: str = ""  # Hugging Face folder, .gguf file or "embedded"; "" trains without an LM
+    # Of a codec with several levels: "first" the first alone, "flat" all, one position each, "sum"
+    # all, one position a frame (lm/reading.py).
+    reads: str = fixed("first")
     begin_token: int = 0  # text token whose frozen embedding opens every audio sequence
-    horizons: int = fixed(5)  # K, future-token heads
+    # K, future-token heads, each a position further on: a frame, or with "flat" the next level.
+    horizons: int = fixed(5)
     embedding_start: str = "text_distribution"  # start of the audio rows (lm/vocab.py)
     bank: int = fixed(512)  # contrastive negatives per aligned layer
     logit_scale: float = 5.0  # of the contrastive loss
@@ -82,6 +87,7 @@ class LanguageModel:
     config: LMConfig | None = fixed(None)
 
     def __post_init__(self):
+        check_reads(self.reads, "lm.reads")
         if self.remat not in ("auto", "always", "never"):
             raise UsageError("lm.remat is 'auto', 'always' or 'never'")
 
@@ -136,6 +142,24 @@ class CodecTraining:
 
 
 @dataclasses.dataclass(frozen=True)
+class Consistency:
+    """What must not change the codes (training/consistency.py; weights.consistency_*).
+
+    The defaults are the changes that `evaluate consistency` makes to 16 kHz audio.
+    """
+
+    shift_seconds: float = 0.0015  # at most, either way
+    noise_db: float = 30.0  # below each clip
+    slice_share: float = 0.5  # of the clip's length that is coded alone
+
+    def __post_init__(self):
+        if not 0 < self.slice_share <= 1:
+            raise UsageError("consistency.slice_share is above 0 and at most 1")
+        if not 0 <= self.shift_seconds < 1:
+            raise UsageError("consistency.shift_seconds is a few milliseconds, in seconds")
+
+
+@dataclasses.dataclass(frozen=True)
 class Method:
     """Everything about a run that is fixed when the step is compiled."""
 
@@ -148,6 +172,7 @@ class Method:
     spectral: SpectralConfig
     training: CodecTraining
     distillation: Distillation
+    consistency: Consistency
     groups: tuple[Group, ...]  # of codec, bridge, audio embedding and heads
     discriminator_group: Group
     accumulate: int = 1  # micro-batches per update
@@ -182,6 +207,11 @@ class Method:
         return self.lm is not None and any(t.part == "alignment" for t in self.weights.terms())
 
     @property
+    def consistent(self) -> bool:
+        """Whether a term asks for codes that stay themselves."""
+        return any(t.name.startswith("consistency") for t in self.weights.terms())
+
+    @property
     def train_norm(self) -> bool:
         """Whether BatchNorm learns its statistics."""
         return self.from_scratch or self.training.train_norm
@@ -190,6 +220,11 @@ class Method:
     def horizons(self) -> int:
         """K, 0 without a language model."""
         return self.lm.horizons if self.lm else 0
+
+    @property
+    def reading(self) -> Reading:
+        """How the language model reads the codec's levels."""
+        return reading(self.lm.reads, self.codec.levels) if self.lm else Reading()
 
     @property
     def terms(self) -> tuple[Term, ...]:
@@ -228,6 +263,7 @@ class Method:
             spectral=config.spectral,
             training=config.training,
             distillation=config.distillation,
+            consistency=config.consistency,
             discriminator_group=groups.pop("discriminators"),
             groups=tuple(group for name, group in groups.items() if name not in absent),
             accumulate=config.optim.accumulate,

@@ -20,7 +20,8 @@ class TrainState:
     """The checkpointed state. The frozen LM is not part of it: only its digest is kept."""
 
     step: jax.Array  # int32 []
-    # codec; with an LM audio_embedding [V, H], ftp_heads [K, V, H], bridge; with a teacher its map.
+    # codec; with an LM that reads L levels audio_embedding [L V, H], ftp_heads [K, L V, H] and
+    # bridge; with a teacher its map.
     params: dict
     batch_stats: dict  # the codec's running statistics
     discriminator: dict  # discriminator parameters, {} without
@@ -55,18 +56,21 @@ def init_params(method: Method, lm_params, key) -> tuple[dict, dict]:
         start = jax.nn.initializers.lecun_normal()
         params["distillation"] = {"kernel": start(jax.random.fold_in(codec_key, 1), shape)}
     if method.lm:
+        rows = codec.codebook_size * method.reading.levels
         embedding = vocab.audio_embedding_init(
             lm_params["embed"]["embedding"],
-            codec.codebook_size,
+            rows,
             embedding_key,
             kind=method.lm.embedding_start,
         )
-        rows = vocab.audio_head_init(
+        head_rows = vocab.audio_head_init(
             lm_params, embedding, embedding_key, kind=method.lm.embedding_start
         )
         params["audio_embedding"] = embedding
-        params["ftp_heads"] = heads.start_heads(rows, method.lm.horizons, method.lm.embedding_start)
-        learned = method.bridge.logits_of().init(bridge_key, codec.width, codec.codebook_size)
+        params["ftp_heads"] = heads.start_heads(
+            head_rows, method.lm.horizons, method.lm.embedding_start
+        )
+        learned = method.bridge.logits_of().init(bridge_key, codec.width, rows)
         params |= {"bridge": learned} if learned else {}
     return params, variables.get("batch_stats", {})
 

@@ -255,6 +255,7 @@ def eval_step(state: TrainState, lm_params, batch: Batch, *, method: Method) -> 
         branch = Branch(
             params=state.params,
             lm_params=lm_params,
+            batch_stats=state.batch_stats,
             output=output,
             batch=batch,
             bank=state.bank,

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from llmcodec_jax.errors import UsageError
 from llmcodec_jax.lm.heads import horizon_weights
+from llmcodec_jax.lm.reading import Reading
 from llmcodec_jax.training.schedules import Schedule
 from llmcodec_jax.types import Batch, Losses
 
@@ -22,18 +23,17 @@ CODEC, DISCRIMINATOR, LM, ALIGNMENT = "codec", "discriminator", "lm", "alignment
 """The parts of a step that compute losses."""
 
 
-def clips(batch: Batch, hop: int, horizon: int) -> jax.Array:
+def clips(batch: Batch, hop: int, reading: Reading, horizon: int) -> jax.Array:
     """Clips of the batch."""
     return jnp.float32(batch.wav.shape[0])
 
 
-def frames(batch: Batch, hop: int, horizon: int) -> jax.Array:
-    """Valid frames that have a code `horizon` frames on: horizon 1 counts all."""
-    valid = -(-batch.wav_length // hop)
-    return jnp.sum(jnp.maximum(valid - (horizon - 1), 0))
+def codes(batch: Batch, hop: int, reading: Reading, horizon: int) -> jax.Array:
+    """Codes that are the `horizon`-th after what the LM has read: horizon 1 counts all."""
+    return jnp.sum(reading.targets(-(-batch.wav_length // hop), horizon))
 
 
-def texts(batch: Batch, hop: int, horizon: int) -> jax.Array:
+def texts(batch: Batch, hop: int, reading: Reading, horizon: int) -> jax.Array:
     """Clips that have text."""
     return jnp.sum(batch.text_length > 0)
 
@@ -45,7 +45,7 @@ class Term:
     name: str
     part: str  # of the step, that computes it
     panel: str  # of the report, in which it is drawn
-    count: Callable[[Batch, int, int], jax.Array]  # what its sum is divided by
+    count: Callable[[Batch, int, Reading, int], jax.Array]  # what its sum is divided by
     falls: str = ""  # "cosine" or "linear": its weight goes to NAME_final over the run
     gate: Callable[[Schedule, Any], jax.Array] | None = None  # factor of its weight at a step
     horizons: bool = False  # one loss NAME/k for each of the K horizons
@@ -68,18 +68,21 @@ class LossWeights:
     complex_stft: float = term(0.8, CODEC, "acoustic losses")
     vq: float = term(1.0, CODEC, "quantiser loss")
     distillation: float = term(0.0, CODEC, "distillation")
+    consistency_slice: float = term(0.0, CODEC, "token consistency")
+    consistency_shift: float = term(0.0, CODEC, "token consistency")
+    consistency_noise: float = term(0.0, CODEC, "token consistency")
     adversarial: float = term(1.0, DISCRIMINATOR, "adversarial losses", gate=Schedule.adversarial)
     feature_matching: float = term(
         1.5, DISCRIMINATOR, "adversarial losses", falls="linear", gate=Schedule.adversarial
     )
     feature_matching_final: float = 1.0  # of feature_matching, at the last step
     r1: float = 2.0  # gamma of the discriminators' gradient penalty (`step.penalty`)
-    bridge: float = term(1.0, LM, "bridge (nats)", frames)
+    bridge: float = term(1.0, LM, "bridge (nats)", codes)
     sa_cosine: float = term(0.1, ALIGNMENT, "semantic alignment", texts, gate=Schedule.alignment)
     sa_contrastive: float = term(
         0.05, ALIGNMENT, "semantic alignment", texts, gate=Schedule.alignment
     )
-    ftp: float = term(0.2, LM, "future tokens (nats)", frames, horizons=True)
+    ftp: float = term(0.2, LM, "future tokens (nats)", codes, horizons=True)
 
     def __post_init__(self):
         negative = [n for n, v in dataclasses.asdict(self).items() if v < 0]
@@ -134,13 +137,15 @@ def step_weights(weights: LossWeights, schedule: Schedule, step, horizons: int) 
     return found | split
 
 
-def batch_counts(weights: LossWeights, batch: Batch, hop: int, horizons: int) -> dict:
+def batch_counts(
+    weights: LossWeights, batch: Batch, hop: int, reading: Reading, horizons: int
+) -> dict:
     """Valid elements per loss over the whole batch: known from the lengths before any forward
     pass, so that micro-batches with uneven padding add up to exactly the full-batch gradient."""
-    counts = {"discriminator": clips(batch, hop, 1)}
+    counts = {"discriminator": clips(batch, hop, reading, 1)}
     for term in weights.terms():
         for k, name in enumerate(expand(term, horizons), start=1):
-            counts[name] = term.count(batch, hop, k)
+            counts[name] = term.count(batch, hop, reading, k)
     return counts
 
 

@@ -15,6 +15,7 @@ from llmcodec_jax.evaluation.protocol import TokenLMProtocol
 from llmcodec_jax.evaluation.reports import EvaluationError
 from llmcodec_jax.lm import decoder
 from llmcodec_jax.lm.config import LMConfig
+from llmcodec_jax.lm.reading import Reading, reading
 
 TINY = TokenLMProtocol(
     steps=80,
@@ -48,7 +49,11 @@ def _periodic(generator, length):
 
 def _measure(stream, protocol=TINY):
     start = partial(
-        audio_lm.small, stream.vocabulary, stream.levels, protocol.width, protocol.layers
+        audio_lm.small,
+        stream.vocabulary,
+        reading("flat", stream.levels),
+        protocol.width,
+        protocol.layers,
     )
     return token_lm.measure(stream, protocol, start)["nats_per_token"]["mean"]
 
@@ -64,14 +69,14 @@ def test_periodic_tokens_score_near_zero():
 
 def test_rows_that_met_the_tokens_before_are_a_head_start():
     stream, short = _streams(_periodic), dataclasses.replace(TINY, steps=20)
-    start = partial(audio_lm.small, stream.vocabulary, 1, TINY.width, TINY.layers)
+    start = partial(audio_lm.small, stream.vocabulary, Reading(), TINY.width, TINY.layers)
     _, donor = token_lm.train(stream, TINY, start, 0)
     warm = token_lm.measure_with_rows_of(donor, stream, short)["nats_per_token"]["mean"]
     assert warm < _measure(stream, short) - 0.1
 
 
 def test_likelihood_is_causal_normalised_and_ignores_padding():
-    model = audio_lm.small(12, 2, 32, 1, jax.random.key(0))
+    model = audio_lm.small(12, reading("flat", 2), 32, 1, jax.random.key(0))
     head = 0.1 * jax.random.normal(jax.random.key(1), model.head.shape)
     model = model.replace(head=head)
     codes = np.array([[1, 7, 3, 11, 0, 6]])
@@ -89,8 +94,30 @@ def test_likelihood_is_causal_normalised_and_ignores_padding():
     assert float(jnp.exp(values).sum()) == pytest.approx(1, abs=1e-5)
 
 
+def test_summed_levels_see_earlier_frames_and_not_each_other(tmp_path):
+    model = audio_lm.small(12, reading("sum", 2), 32, 1, jax.random.key(0))
+    model = model.replace(head=0.1 * jax.random.normal(jax.random.key(1), model.head.shape))
+    codes, length = np.array([[1, 7, 3, 11, 0, 6, 2, 8]]), np.array([8])
+    base = audio_lm.token_log_probs(model, codes, length)
+    for place, later in ((2, 4), (3, 4)):  # either code of frame 1: frames 2 and 3 alone see it
+        changed = codes.copy()
+        changed[0, place] = codes[0, place] - 1
+        found = audio_lm.token_log_probs(model, changed, length)
+        same = np.isclose(base, found, atol=1e-6)[0]
+        same[place] = False  # it is another code's own probability
+        assert same[:later].sum() == later - 1
+        assert not same[later:].any()
+    for level in range(2):
+        rows = np.repeat(codes, 6, axis=0)
+        rows[:, 4 + level] = 6 * level + np.arange(6)
+        values = audio_lm.token_log_probs(model, rows, np.full(6, 8))[:, 4 + level]
+        assert float(jnp.exp(values).sum()) == pytest.approx(1, abs=1e-5)
+    audio_lm.save(tmp_path, model)
+    assert audio_lm.load(tmp_path).reading == model.reading
+
+
 def test_every_codec_starts_from_the_same_body_and_sees_the_same_places():
-    bodies = [audio_lm.small(v, 1, 32, 1, jax.random.key(3)).body for v in (10, 999)]
+    bodies = [audio_lm.small(v, Reading(), 32, 1, jax.random.key(3)).body for v in (10, 999)]
     jax.tree.map(np.testing.assert_array_equal, *bodies)
     seen = []
     for levels in (1, 2):
@@ -236,7 +263,20 @@ def test_command_on_foreign_token_files(tmp_path, capsys):
     saved = audio_lm.load(tmp_path / "lm")
     assert saved.levels == 2
     assert saved.head.shape == (64, 32)
+    for reads, levels, positions in (("first", 1, 75), ("sum", 2, 75)):
+        chosen = [*command, *options.split(), "--reads", reads, "--save-lm", str(tmp_path / reads)]
+        assert evaluate.main(chosen) == 0
+        report = json.loads(output.read_text())
+        assert report["stream"]["levels"] == levels
+        assert report["stream"]["positions_per_second"] == pytest.approx(positions)
+        assert report["stream"]["bits_per_second"] == pytest.approx(375 * levels)
+        nats = report["small_lm"]["nats_per_token"]["mean"]
+        assert nats == pytest.approx(math.log(32), rel=0.05)
+        rate = report["small_lm"]["bits_per_second"]["mean"]
+        assert rate == pytest.approx(75 * levels * nats / math.log(2))
+        assert audio_lm.load(tmp_path / reads).reading == reading(reads, 2)
     assert evaluate.main([*command, "--codebook-size", "9"]) == 2
+    assert evaluate.main([*command, "--reads", "all"]) == 2
     assert report["small_lm"]["look_ahead"] is None  # there is no codec to ask
 
 
@@ -256,7 +296,7 @@ def test_lora_trains_adapters_and_rows_only(tmp_path):
     )
     huggingface.export(tmp_path, config, decoder.init_params(config, jax.random.key(0)))
     stream = _streams(_periodic)
-    start = partial(audio_lm.pretrained, tmp_path, 64, 1)
+    start = partial(audio_lm.pretrained, tmp_path, 64, Reading())
     model = start(jax.random.key(0))
     assert set(model.trainable()) == {"embedding", "head", "lora"}
     assert model.lora.alpha == 128

@@ -9,7 +9,7 @@ import pytest
 from llmcodec_jax.lm import decoder
 from llmcodec_jax.lm import heads as lm_heads
 from llmcodec_jax.lm.config import LMConfig
-from llmcodec_jax.losses.ftp import ftp_loss, fused_linear_cross_entropy, future_labels
+from llmcodec_jax.losses.ftp import ftp_loss, fused_linear_cross_entropy, future_targets
 
 CONFIG = LMConfig(
     vocab_size=16, width=32, layers=2, heads=2, kv_heads=1, head_dim=16, ffn_width=64,
@@ -18,8 +18,9 @@ CONFIG = LMConfig(
 HORIZONS = 3
 
 
-def plain(hidden, heads, labels, valid):
-    logits = jnp.einsum("bth,kvh->kbtv", hidden, heads)
+def plain(hidden, heads, targets):
+    labels, valid = targets.labels[:, 0], targets.valid[:, 0]
+    logits = jnp.einsum("bth,kvh->kbtv", hidden[:, 0], heads)
     chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], axis=-1)[..., 0]
     right = (jnp.argmax(logits, axis=-1) == labels) * valid
     return -(chosen * valid).sum((1, 2)), right.sum((1, 2)).astype(jnp.float32)
@@ -38,12 +39,12 @@ def problem(frames=37, codes=4500, width=16):
 def test_fused_equals_plain(rows):
     """Values and gradients, with uneven padding, a last block of codes and any block size."""
     hidden, heads, ids, mask = problem()
-    labels, valid = future_labels(ids, mask, HORIZONS)
+    targets = future_targets(ids, mask, HORIZONS)
     scale = jnp.array([0.5, 2.0, -1.0])
 
     def total(form):
         def loss(hidden, heads):
-            sums, correct = form(hidden, heads, labels, valid)
+            sums, correct = form(hidden[:, None], heads, targets)
             return jnp.sum(scale * sums), (sums, correct)
 
         return jax.value_and_grad(loss, (0, 1), has_aux=True)(hidden, heads)
@@ -56,24 +57,24 @@ def test_fused_equals_plain(rows):
 
 def test_bfloat16_states_give_float32_head_gradients():
     hidden, heads, ids, mask = problem(frames=8, codes=64)
-    labels, valid = future_labels(ids, mask, HORIZONS)
+    targets = future_targets(ids, mask, HORIZONS)
 
     def loss(hidden, heads):
-        return fused_linear_cross_entropy(hidden, heads, labels, valid)[0].sum()
+        return fused_linear_cross_entropy(hidden[:, None], heads, targets)[0].sum()
 
     value, (d_hidden, d_heads) = jax.value_and_grad(loss, (0, 1))(
         hidden.astype(jnp.bfloat16), heads
     )
     assert d_hidden.dtype == jnp.bfloat16
     assert d_heads.dtype == jnp.float32
-    np.testing.assert_allclose(value, plain(hidden, heads, labels, valid)[0].sum(), rtol=2e-2)
+    np.testing.assert_allclose(value, plain(hidden[:, None], heads, targets)[0].sum(), rtol=2e-2)
 
 
 def test_horizons_only_see_targets_that_exist():
     _, _, ids, mask = problem(frames=6)
-    labels, valid = future_labels(ids, mask, HORIZONS)
-    assert valid.sum((1, 2)).tolist() == [6 + 3 + 2, 5 + 2 + 1, 4 + 1 + 0]
-    assert labels[2, 0, 1] == ids[0, 3]
+    labels, valid, _ = future_targets(ids, mask, HORIZONS)
+    assert valid[:, 0].sum((1, 2)).tolist() == [6 + 3 + 2, 5 + 2 + 1, 4 + 1 + 0]
+    assert labels[2, 0, 0, 1] == ids[0, 3]
 
 
 def test_losses_add_up_over_micro_batches():
@@ -102,9 +103,9 @@ def test_no_leak():
 
     def loss_at(embeds, frame):
         hidden = read(params, decoder.embed_text(params, jnp.array(0)), embeds)
-        labels, valid = future_labels(codes, jnp.ones((1, 8), bool), 1)
-        only = valid & (jnp.arange(8) == frame)
-        return fused_linear_cross_entropy(hidden, heads, labels, only)[0].sum()
+        targets = future_targets(codes, jnp.ones((1, 8), bool), 1)
+        only = targets._replace(valid=targets.valid & (jnp.arange(8) == frame))
+        return fused_linear_cross_entropy(hidden[:, None], heads, only)[0].sum()
 
     sensitivity = jax.jit(jax.grad(loss_at))
     for frame in range(8):

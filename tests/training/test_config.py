@@ -73,6 +73,7 @@ def test_an_unknown_start_is_refused():
         ("discriminators.r1_every", True),
         ("lm.path", True),
         ("lm.horizons", False),
+        ("lm.reads", False),
         ("lm.bank", False),
         ("lm.config.layers", False),
         ("bridge.logits", False),

@@ -52,9 +52,10 @@ def test_target_gradient_is_the_relaxed_cross_entropy(parts):
     prior = jnp.log(0.9 * share / share.sum() + 0.1 / V)
 
     def ours(query):
-        logits = bridging.Logits(query, table, jnp.zeros(V))
+        logits = bridging.Logits(query[None], table[None], jnp.zeros((1, V)))
         branch = Branch(
-            params={"ftp_heads": heads}, lm_params={}, output=output, batch=None, bank=None,
+            params={"ftp_heads": heads}, lm_params={}, batch_stats={},
+            output=method.reading.select(output), batch=None, bank=None,
             code_share=share[None], key=None, gate=1.0, temperature=TEMPERATURE,
         )  # fmt: skip
         return weights @ target_gradient(method, branch, logits, hidden)
@@ -90,6 +91,7 @@ def test_target_gradient_changes_the_codec_alone(lm):  # noqa: F811
             branch = Branch(
                 params,
                 lm,
+                state.batch_stats,
                 output,
                 batch,
                 state.bank,
@@ -145,7 +147,7 @@ def test_gate_and_detach_spare_the_whole_codec_its_codebook_too(lm, logits):  # 
             variables = {"params": codec, "batch_stats": state.batch_stats}
             output = method.codec.apply(variables, batch.wav, batch.wav_length, method="encode")
             branch = Branch(
-                state.params | {"codec": codec}, lm, output, batch, state.bank,
+                state.params | {"codec": codec}, lm, state.batch_stats, output, batch, state.bank,
                 state.code_shares, jax.random.key(0), gate, 1.0,
             )  # fmt: skip
             losses, _ = language_losses(method, branch)
