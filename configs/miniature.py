@@ -8,38 +8,20 @@ from ml_collections import ConfigDict
 
 from configs import quickstart
 from llmcodec_jax.lm.heads import horizon_weights
+from llmcodec_jax.study.config import default_study, teacher, variant
 from llmcodec_jax.training.schedules import NEVER
 
 
 def get_config() -> ConfigDict:
-    c = ConfigDict()
+    c = default_study()
     # Of each domain in a batch; the sub-folders of --data are its sources.
     c.shares = ConfigDict({"speech": 0.9, "music": 0.07, "audio": 0.03})
     c.base = base()
-    c.teacher = teacher()
+    c.teachers = ConfigDict({"taught": taught(), "text": text_only()})
     c.tuned = tuned(c.base)
-    c.variants = variants()
-    # Runs of each variant, from seeds 0, 1, ...; 0 leaves it out.
-    c.seeds = ConfigDict(
-        {
-            "control": 3,
-            "ftp_sa": 3,
-            "entropy_floor": 1,
-            "ftp": 1,
-            "sa": 1,
-            "published": 1,
-            "inputs_only": 1,
-            "heads_1": 1,
-            "heads_3": 1,
-            "heads_10": 1,
-            "ste": 1,
-            "detach": 1,
-            "projection": 1,
-            "ste_projection": 1,
-            "adversarial": 1,
-        }
-    )
-    c.evaluation = evaluation()
+    c.variants = ConfigDict(variants())
+    protocol = dict(steps=400, learning_rate=2e-3, batch=16, seconds=4.0, width=192, layers=3)
+    c.evaluation.protocol.update(protocol, seeds=(0,))
     return c
 
 
@@ -61,21 +43,23 @@ def base() -> ConfigDict:
     return c
 
 
-def teacher() -> ConfigDict:
-    """Stage 2: the LM that every variant trains against (llmcodec_jax/study/teacher.py)."""
-    c = ConfigDict()
-    c.path = "embedded"  # Hugging Face folder or .gguf; "embedded": SmolLM2-135M-Instruct
-    c.width = 256  # of a fresh decoder on its text embeddings; 0 keeps its own layers
-    c.layers = 4
-    c.steps = 400
-    c.batch = 16  # clips
-    c.seconds = 3.0  # of a clip
-    c.max_text = 32  # tokens of a transcript
-    c.text_share = 0.5  # of the clips that follow their transcript
-    c.horizons = 10  # heads it learns with: as many as any variant trains against
-    c.learning_rate = 3e-3  # of audio rows and heads
-    c.body_learning_rate = 1e-3
-    return c
+def taught() -> dict:
+    """Stage 2: a small LM that learns the base codec's tokens, body and all."""
+    return teacher(
+        width=256,  # a fresh decoder on the text LM's embeddings; 0 keeps its own layers
+        layers=4,
+        steps=400,
+        horizons=10,  # as many as any variant trains against
+        body_learning_rate=1e-3,
+    )
+
+
+def text_only() -> dict:
+    """Stage 2, the paper's case: a text LM that never heard audio, only its audio rows taught.
+
+    All 30 layers of SmolLM2-135M: a step costs some forty times one of `taught`.
+    """
+    return teacher(width=0, layers=0, steps=200, batch=8, horizons=5, body_learning_rate=0.0)
 
 
 def tuned(base: ConfigDict) -> ConfigDict:
@@ -83,7 +67,7 @@ def tuned(base: ConfigDict) -> ConfigDict:
     c = base.copy_and_resolve_references()
     c.total_steps = 300
     c.discriminators.enabled = False  # acoustic losses and the LM's alone, in every variant
-    c.lm.path = "teacher"  # that of stage 2
+    c.lm.path = "teacher"  # that of the row
     c.bridge.target_gradient = 1.0
     c.bridge.frequency_weight = 1.3
     c.weights.ftp = FTP
@@ -117,55 +101,50 @@ def heads(horizons: int) -> dict:
     return {"lm": {"horizons": horizons}, "weights": {"ftp": float(FTP * share[0] / share[1])}}
 
 
-def variants() -> ConfigDict:
-    """What each variant changes of `tuned`."""
-    return ConfigDict(
-        {
-            "control": {"lm": {"path": ""}},  # acoustic losses alone
-            "ftp_sa": {},
-            # Leans on frequent codes harder: more entropy than the control, fewer nats won.
-            "entropy_floor": {"bridge": {"frequency_weight": 1.5}},
-            "ftp": {"weights": {"sa_cosine": 0.0, "sa_contrastive": 0.0}},
-            "sa": {"weights": {"ftp": 0.0}},
-            # The paper's losses and bridge: learned projection, Gumbel noise, no target gradient.
-            "published": {
-                "bridge": {"target_gradient": 0.0, "logits": "projection"},
-                "weights": {"ftp": 0.2, "bridge": 1.0},
-            },
-            # FTP's gradient as published, but over a bridge that agrees with the quantiser.
-            "inputs_only": {"bridge": {"target_gradient": 0.0}},
-            "heads_1": heads(1),
-            "heads_3": heads(3),
-            "heads_10": heads(10),
-            "ste": {"bridge": {"mode": "ste"}},
-            # Nothing of the LM reaches the codec, so its logits cannot matter: one row for both.
-            "detach": {"bridge": {"mode": "detach", "target_gradient": 0.0}},
-            "projection": {"bridge": {"logits": "projection"}},
-            "ste_projection": {"bridge": {"mode": "ste", "logits": "projection"}},
-            # The control with fresh discriminators, heard once they have seen 60 steps.
-            "adversarial": {
-                "lm": {"path": ""},
-                "discriminators": {"enabled": True},
-                "schedule": {"discriminator_start": 0.0, "adversarial_start": 0.2},
-                "optim": {"groups": {"discriminators": {"warmup": 0.05}}},
-            },
-        }
-    )
-
-
-def evaluation() -> ConfigDict:
-    """Stage 4: the same for every codec."""
-    c = ConfigDict()
-    c.clips = 12  # held-out clips of each source for reconstruction
-    c.pairs = 120  # of each part of the coherence suite
-    c.consistency = 16  # clips, as many of each source
-    c.lm_seeds = 3  # token LMs on the base: what their noise is on one fixed codec
-    c.protocol = ConfigDict()  # of the token LM (llmcodec_jax/evaluation/protocol.py)
-    c.protocol.steps = 400
-    c.protocol.learning_rate = 2e-3
-    c.protocol.batch = 16
-    c.protocol.seconds = 4.0
-    c.protocol.width = 192
-    c.protocol.layers = 3
-    c.protocol.seeds = (0,)
-    return c
+def variants() -> dict:
+    """The rows: how many seeds, which teacher, and what each changes of `tuned`."""
+    no_lm = {"path": ""}
+    return {
+        "control": variant(seeds=5, lm=no_lm),  # acoustic losses alone
+        "ftp_sa": variant(seeds=5),
+        "ftp": variant(seeds=3, weights={"sa_cosine": 0.0, "sa_contrastive": 0.0}),
+        "sa": variant(seeds=3, weights={"ftp": 0.0}),
+        # The paper's losses and bridge: learned projection, Gumbel noise, no target gradient.
+        "published": variant(
+            seeds=3,
+            bridge={"target_gradient": 0.0, "logits": "projection"},
+            weights={"ftp": 0.2, "bridge": 1.0},
+        ),
+        # `published` in all but one setting: a bridge that agrees with the quantiser.
+        "inputs_only": variant(
+            seeds=3,
+            bridge={"target_gradient": 0.0, "logits": "native"},
+            weights={"ftp": 0.2, "bridge": 1.0},
+        ),
+        "heads_1": variant(seeds=3, **heads(1)),
+        "teacher_text": variant(seeds=3, teacher="text"),
+        # FTP and SA, and tokens that are to stay themselves.
+        "consistency": variant(
+            seeds=3,
+            weights={f"consistency_{kind}": 0.1 for kind in ("slice", "shift", "noise")},
+        ),
+        # Leans on frequent codes harder: more entropy than the control, fewer nats won.
+        "entropy_floor": variant(bridge={"frequency_weight": 1.5}),
+        # The frontier: half and twice the weight.
+        "ftp_sa_half": variant(weights={"ftp": FTP / 2}),
+        "ftp_sa_twice": variant(weights={"ftp": FTP * 2}),
+        "heads_3": variant(**heads(3)),
+        "heads_10": variant(**heads(10)),
+        "ste": variant(bridge={"mode": "ste"}),
+        # Nothing of the LM reaches the codec, so its logits cannot matter: one row for both.
+        "detach": variant(bridge={"mode": "detach", "target_gradient": 0.0}),
+        "projection": variant(bridge={"logits": "projection"}),
+        "ste_projection": variant(bridge={"mode": "ste", "logits": "projection"}),
+        # The control with fresh discriminators, heard once they have seen 60 steps.
+        "adversarial": variant(
+            lm=no_lm,
+            discriminators={"enabled": True},
+            schedule={"discriminator_start": 0.0, "adversarial_start": 0.2},
+            optim={"groups": {"discriminators": {"warmup": 0.05}}},
+        ),
+    }

@@ -19,6 +19,7 @@ from llmcodec_jax import train
 from llmcodec_jax.data.cache import keep_compilations
 from llmcodec_jax.errors import UNFINISHED, answer_errors
 from llmcodec_jax.study import results, stages
+from llmcodec_jax.study.config import read_study, scale, variant_config
 from llmcodec_jax.training import command_line
 
 logger = logging.getLogger("llmcodec_jax.reproduce")
@@ -37,25 +38,35 @@ flags.mark_flag_as_required("data")
 
 def run(config, data: Path, workdir: Path, budget: float) -> dict:
     """The whole study, from wherever `workdir` stands -> the summary that report.json holds."""
-    stages.scale(config, budget)
-    material = stages.gather(config, data)
-    clips, pairs = stages.held_out(workdir / "heldout", material, config)
-    base, teacher = workdir / "base", workdir / "teacher"
-    stages.train_run(config.base, base, material.sources)
+    scale(config, budget)
+    study = read_study(config)
+    material = stages.gather(study, data)
+    test = stages.held_out(workdir / "heldout", material, study.evaluation)
+    base = workdir / "base"
+    stages.train_run(study.base, base, material.sources)
     coded = stages.Coded(base, material)
-    begin = stages.train_teacher(config, teacher, coded)
+    wanted = {study.teacher_of(n) for n, v in study.variants.items() if v.seeds} - {""}
+    begins = {
+        name: stages.train_teacher(study.teachers[name], workdir / "teachers" / name, coded)
+        for name in study.teachers
+        if name in wanted
+    }
     folders = {"base": {0: base}}
-    stages.evaluate(coded, clips, pairs, config, base=True)
+    teachers = {name: study.teacher_of(name) for name in study.variants}
+    stages.evaluate(coded, test, study.evaluation, base=True)
     # Seed by seed, so that a study cut short compares all variants on the seeds it has.
-    for seed in range(max(config.seeds.values())):
-        for name in (name for name, seeds in config.seeds.items() if seed < seeds):
+    for seed in range(study.seeds):
+        for name in study.rows(seed):
             folder = workdir / "variants" / f"{name}-{seed}"
-            variant = stages.variant_config(config, name, seed, base, teacher, begin)
+            taught = teachers[name]
+            variant = variant_config(
+                study, name, seed, base, workdir / "teachers" / taught, begins.get(taught, 0)
+            )
             stages.train_run(variant, folder, material.sources)
-            stages.evaluate(stages.Coded(folder, material), clips, pairs, config)
+            stages.evaluate(stages.Coded(folder, material), test, study.evaluation)
             folders.setdefault(name, {})[seed] = folder
-            results.write(workdir, folders, clips, about(data, budget, folders))
-    return results.summarise(folders)
+            results.write(workdir, folders, teachers, test.clips, about(data, budget, folders))
+    return results.summarise(folders, teachers)
 
 
 def about(data: Path, budget: float, folders: dict) -> str:

@@ -1,4 +1,7 @@
-"""What things cost here: python -m llmcodec_jax.benchmarks fused|codec|data|step|gpu [--help]"""
+"""What things cost here.
+
+python -m llmcodec_jax.benchmarks fused|codec|data|reads|step|gpu [--help]
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ NAMES = {
     "codec": "encode, decode and stream, seconds per clip",
     "step": "a training step of any config, processor seconds and FLOPs by part",
     "gpu": "all of it on one accelerator, unattended, in one report",
+    "reads": "memory of the LM side of a step for codecs of several levels",
     "data": "the loader, seconds of audio per second",
 }
 

@@ -29,6 +29,7 @@ class Streams:
     levels: int  # Q, codebooks
     frame_rate: float  # frames per second
     held_out: frozenset[str] | None = None  # if given, where development and test clips come from
+    unseen: frozenset[str] = frozenset()  # clips that are tested on apart, and nothing else
 
     @property
     def tokens_per_second(self) -> float:
@@ -46,7 +47,7 @@ class Streams:
         Every codec gets the same split of the same clips. With `held_out`, its clips are halved
         into development and test, and all others train.
         """
-        names = sorted(self.clips, key=stable_hash)
+        names = sorted(self.clips.keys() - self.unseen, key=stable_hash)
         held = max(len(names) // 10, 1)
         if self.held_out is not None:
             names.sort(key=lambda name: name not in self.held_out)
@@ -175,13 +176,13 @@ def statistics_of(
     stream of this length would reach; `repeats`: share of the tokens of all clips that equal the
     one before in their level. An LM's nats fall with repetition though the entropy may not.
     """
-    everything = np.concatenate(list(streams.clips.values()))
+    everything = np.concatenate([c for n, c in streams.clips.items() if n not in streams.unseen])
     counts = np.bincount(everything, minlength=streams.vocabulary).astype(float)
     counts = counts.reshape(streams.levels, streams.codebook_size)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     entropy = -np.sum(share * np.log(np.maximum(share, 1e-30)), axis=1)
     expected = streams.codebook_size * -np.expm1(-counts.sum(axis=1) / streams.codebook_size)
-    unigram = _unigram(streams, [streams.clips[name] for name in training], test)
+    unigram = unigram_nats(streams, training, test)
     tested = np.concatenate(list(test))
     statistics = {
         "entropy": float(entropy.mean()),
@@ -193,25 +194,26 @@ def statistics_of(
     return statistics, unigram
 
 
-def _unigram(
-    streams: Streams, training: Sequence[np.ndarray], test: Sequence[np.ndarray]
+def unigram_nats(
+    streams: Streams, training: Sequence[str], test: Sequence[np.ndarray]
 ) -> np.ndarray:
     """Nats of every token, float [vocabulary]: see `statistics_of`."""
-    learned, tested = (
+    learned = [streams.clips[name] for name in training]
+    known, tested = (
         np.bincount(np.concatenate(list(rows)), minlength=streams.vocabulary).reshape(
             streams.levels, -1
         )
-        for rows in (training, test)
+        for rows in (learned, test)
     )
-    learned = learned / np.maximum(learned.sum(axis=1, keepdims=True), 1)
-    mixtures = (s * learned + (1 - s) / streams.codebook_size for s in np.linspace(0, 0.999, 200))
+    known = known / np.maximum(known.sum(axis=1, keepdims=True), 1)
+    mixtures = (s * known + (1 - s) / streams.codebook_size for s in np.linspace(0, 0.999, 200))
     nats = min((-np.log(mixture) for mixture in mixtures), key=lambda n: np.sum(tested * n))
     return nats.reshape(-1)
 
 
 def _repeats(streams: Streams) -> float:
     repeated = places = 0
-    for clip in streams.clips.values():
+    for clip in (c for n, c in streams.clips.items() if n not in streams.unseen):
         frames = clip.reshape(-1, streams.levels)
         repeated += int((frames[1:] == frames[:-1]).sum())
         places += frames[1:].size

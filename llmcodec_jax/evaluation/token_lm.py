@@ -32,6 +32,7 @@ from llmcodec_jax.evaluation.streams import (
     first_levels,
     flags,
     statistics_of,
+    unigram_nats,
 )
 from llmcodec_jax.lm.reading import reading
 
@@ -97,6 +98,11 @@ def report(
     for part in (content["small_lm"], content["pretrained_lm"]):
         if part is not None:
             part["gain_over_unigram"] = unigram["nats"] - part["nats_per_token"]["mean"]
+        if part is not None and streams.unseen:
+            rows = unseen_stretches(streams, protocol).rows()
+            nats_of = unigram_nats(streams, training, rows)[np.concatenate(rows)]
+            mean = part["unseen_nats_per_token"]["mean"]
+            part["unseen_gain_over_unigram"] = float(nats_of.mean()) - mean
     return content
 
 
@@ -146,8 +152,12 @@ def measure(
         runs.append(run)
     nats = [run["nats"] for run in runs]
     to_bits = streams.tokens_per_second / math.log(2)
+    apart = {}
+    if streams.unseen:
+        apart["unseen_nats_per_token"] = _spread([run["unseen_nats"] for run in runs])
     return {
         "nats_per_token": _spread(nats),
+        **apart,
         "bits_per_second": _spread([n * to_bits for n in nats]),
         "seeds": runs,
         "look_ahead": look_ahead.summarise(probes, probed) if probes is not None else None,
@@ -201,6 +211,8 @@ def train(
         "step": min(step for step, loss in curve if loss == best),
         "curve": curve,
     }
+    if streams.unseen:
+        run["unseen_nats"] = nats(model, unseen_stretches(streams, protocol), protocol.batch)
     return run, model
 
 
@@ -279,6 +291,12 @@ def held_out(streams: Streams, protocol: TokenLMProtocol) -> tuple[Stretches, St
         held_out_stretches(streams, names, size, protocol.held_out_stretches)
         for names in streams.split()[1:]
     )
+
+
+def unseen_stretches(streams: Streams, protocol: TokenLMProtocol) -> Stretches:
+    """Test stretches of the clips that stand apart."""
+    size = stretch_size(streams, protocol)
+    return held_out_stretches(streams, sorted(streams.unseen), size, protocol.held_out_stretches)
 
 
 def held_out_stretches(streams: Streams, names: Sequence[str], size: int, limit: int) -> Stretches:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from llmcodec_jax import audio
 from llmcodec_jax.codec.tokens import vocabulary_index
-from llmcodec_jax.data.sources import open_mixture
+from llmcodec_jax.data.sources import open_mixture, open_source
 from llmcodec_jax.errors import UsageError
 from llmcodec_jax.evaluation.sampling import by_hash
 from llmcodec_jax.evaluation.streams import StartEncoder, Streams, encode_starts
@@ -20,6 +20,9 @@ from llmcodec_jax.types import DOMAINS
 
 HELD_OUT = "heldout/"
 """Names of token streams of clips that no codec was trained on start so."""
+UNSEEN = "unseen"
+"""Sub-folders of --data whose names start so hold voices that nothing is trained on; so do names
+of their token streams."""
 GROUP = 64  # clips encoded together: few are waiting in memory
 
 
@@ -39,11 +42,14 @@ class Material:
     sources: tuple[tuple[str, float, str], ...]  # for config.data.sources
     sample_rate: int
     split: dict  # options of data.sources.split_source
+    unseen: tuple[str, ...] = ()  # sources of the voices that nothing is trained on
 
     def clips(self, part: str) -> Iterator[Clip]:
-        """Every clip of the "train" or "eval" part, in a fixed order; unreadable ones left out."""
-        for entry in open_mixture(self.sources, part, **self.split):
-            source = entry.source
+        """Every clip of the "train" or "eval" part, in a fixed order; unreadable ones left out.
+
+        "unseen": of the voices that are tested on apart.
+        """
+        for source in self._open(part):
             for index in tqdm(range(len(source)), f"{source.label} ({part})", leave=False):
                 try:
                     record = source.record(index)
@@ -55,14 +61,19 @@ class Material:
                 if len(wav):
                     yield Clip(f"{source.label}/{record.name}", wav, record.text or "")
 
-    def write_held_out(self, folder: Path, limit: int) -> None:
+    def _open(self, part: str) -> list:
+        if part == UNSEEN:
+            return [open_source(spec) for spec in self.unseen]
+        return [entry.source for entry in open_mixture(self.sources, part, **self.split)]
+
+    def write_held_out(self, folder: Path, limit: int, part: str = "eval") -> None:
         """Held-out clips, at most `limit` of each source by hash, as folder/SOURCE/ID.wav."""
         names: dict[str, list[str]] = {}
-        for clip in self.clips("eval"):
+        for clip in self.clips(part):
             if len(clip.wav) >= 0.5 * self.sample_rate:
                 names.setdefault(clip.name.split("/")[0], []).append(clip.name)
         chosen = {name for found in names.values() for name in by_hash(found, limit)}
-        for clip in self.clips("eval"):
+        for clip in self.clips(part):
             if clip.name in chosen:
                 path = (folder / clip.name).with_suffix(".wav")
                 audio.write(path, clip.wav, self.sample_rate, exact=True)
@@ -72,14 +83,18 @@ class Material:
     def streams(self, codec) -> Streams:
         """Tokens of every clip; development and test clips of a token LM are held-out ones."""
         tokens = {}
-        for prefix, part in (("train/", "train"), (HELD_OUT, "eval")):
+        parts = {"train/": "train", HELD_OUT: "eval", f"{UNSEEN}/": UNSEEN}
+        for prefix, part in parts.items():
             for group in _grouped(self.clips(part)):
                 coded = codec.encode([clip.wav for clip in group], self.sample_rate)
                 for clip, codes in zip(group, coded, strict=True):
                     flat = vocabulary_index(np.asarray(codes), codec.codebook_size)
                     tokens[prefix + clip.name] = flat
         held_out = frozenset(name for name in tokens if name.startswith(HELD_OUT))
-        return Streams(tokens, codec.codebook_size, codec.levels, codec.frame_rate, held_out)
+        unseen = frozenset(name for name in tokens if name.startswith(f"{UNSEEN}/"))
+        return Streams(
+            tokens, codec.codebook_size, codec.levels, codec.frame_rate, held_out, unseen
+        )
 
     def start_encoder(self, codec) -> StartEncoder:
         """Encodes beginnings of the held-out clips that `streams` names."""
@@ -135,16 +150,33 @@ def find_sources(folder: Path, shares: dict[str, float]) -> tuple[tuple[str, flo
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of audio")
     found = []
-    for place in sorted(p for p in folder.iterdir() if p.is_dir()):
+    for place in sub_folders(folder):
+        if place.name.startswith(UNSEEN):
+            continue
         clips = len(files.find(place, audio.EXTENSIONS)[0])
         domain = _domain(place.name)
         if clips and shares.get(domain):
-            kind = "librispeech" if any(place.rglob("*.trans.txt")) else "folder"
-            found.append((f"{kind}:{place}", clips, domain))
+            found.append((as_source(place), clips, domain))
     if not found:
         raise FileNotFoundError(f"{folder}: no sub-folder with audio in it")
     totals = {d: sum(n for _, n, other in found if other == d) for d in shares}
     return tuple((spec, shares[d] * n / totals[d], d) for spec, n, d in found)
+
+
+def find_unseen(folder: Path) -> tuple[str, ...]:
+    """DIR -> sources of the sub-folders that are tested on apart, none where there is none."""
+    return tuple(as_source(p) for p in sub_folders(folder) if p.name.startswith(UNSEEN))
+
+
+def sub_folders(folder: Path) -> list[Path]:
+    """Folders in a folder, by name."""
+    return sorted(p for p in folder.iterdir() if p.is_dir())
+
+
+def as_source(place: Path) -> str:
+    """A folder of audio as a source: with transcripts in LibriSpeech's layout, or plain."""
+    kind = "librispeech" if any(place.rglob("*.trans.txt")) else "folder"
+    return f"{kind}:{place}"
 
 
 def _domain(name: str) -> str:

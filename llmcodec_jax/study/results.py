@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -18,9 +19,11 @@ from matplotlib.figure import Figure
 from llmcodec_jax.evaluation import comparison
 from llmcodec_jax.evaluation.reports import write_json
 from llmcodec_jax.pages import html, plots
+from llmcodec_jax.study.material import UNSEEN
 
 COLUMNS = {
     "nats": "nats/token ↓",
+    "unseen": "nats/token, unseen voices ↓",
     "gain": "gain over unigram ↑",
     "bits": "LM bits/s ↓",
     "unheard": "gain left without look-ahead ↑",
@@ -32,9 +35,15 @@ COLUMNS = {
     "stft": "stft ↓",
     "pesq": "pesq ↑",
     "stoi": "stoi ↑",
+    "unseen_mel": "mel, unseen voices ↓",
+    "unseen_stoi": "stoi, unseen voices ↑",
+    "wer": "WER ↓",
+    "speaker": "speaker similarity ↑",
     "coherence": "coherence ↑",
     "reencoded": "re-encoded ↓",
+    "truncated": "half coded alone ↓",
 }
+HEADER = ["variant", "seeds", "teacher", *COLUMNS.values()]
 CONTROL = "control"
 COLOURS = plt.get_cmap("tab20").colors[::2] + plt.get_cmap("tab20").colors[1::2]
 REPORTS = ("report", "token_lm", "salmon", "consistency")
@@ -49,8 +58,11 @@ def read_run(folder: Path) -> dict[str, float]:
     """A run's evaluation folder -> one number for each of COLUMNS."""
     reports = {name: json.loads((folder / f"{name}.json").read_text()) for name in REPORTS}
     sound, tokens = reports["report"]["mean"], reports["token_lm"]
+    unseen = folder / f"{UNSEEN}.json"
+    apart = json.loads(unseen.read_text())["mean"] if unseen.exists() else {}
     return {
         "nats": tokens["small_lm"]["nats_per_token"]["mean"],
+        "unseen": tokens["small_lm"].get("unseen_nats_per_token", {}).get("mean"),
         "unigram": tokens["unigram"]["entropy"],
         "gain": tokens["small_lm"]["gain_over_unigram"],
         "bits": tokens["small_lm"]["bits_per_second"]["mean"],
@@ -59,25 +71,53 @@ def read_run(folder: Path) -> dict[str, float]:
         "used": tokens["unigram"]["codes_used"],
         "use": tokens["unigram"]["effective"],
         **{name: sound.get(name) for name in ("mel", "stft", "pesq", "stoi")},
+        **{f"unseen_{name}": apart.get(name) for name in ("mel", "stoi")},
+        "wer": reports["report"].get("hearing", {}).get("pooled", {}).get("wer"),
+        "speaker": reports["report"]["additional"]["mean"].get("speaker"),
         "coherence": reports["salmon"]["mean"].get("normalised"),
-        "reencoded": reports["consistency"]["mean"]["reencoded"],
+        **{name: reports["consistency"]["mean"][name] for name in ("reencoded", "truncated")},
     }
 
 
 def difference(runs: dict[int, dict], control: dict[int, dict], name: str) -> dict | None:
-    """Mean of variant - control over the seeds both have, with its 95 % t-interval."""
+    """Mean of variant - control over the seeds both have, with its 95 % t-interval and p-value.
+
+    Both are paired by seed: a seed's runs share start, order of data and noise.
+    """
     pairs = [(runs[s][name], control[s][name]) for s in sorted(runs.keys() & control.keys())]
     changes = [a - b for a, b in pairs if a is not None and b is not None]
     if not changes:
         return None
-    half = None
+    half = p = None
     if len(changes) > 1:
         spread = statistics.stdev(changes) / math.sqrt(len(changes))
         half = float(scipy.stats.t.ppf(0.975, len(changes) - 1) * spread)
+        ratio = abs(statistics.fmean(changes)) / spread if spread else math.inf
+        p = float(2 * scipy.stats.t.sf(ratio, len(changes) - 1))
     level = statistics.fmean(b for a, b in pairs if a is not None and b is not None)
     mean = statistics.fmean(changes)
     relative = mean / level if level else None
-    return {"mean": mean, "half_width": half, "relative": relative, "seeds": len(changes)}
+    return {
+        "mean": mean, "half_width": half, "relative": relative, "p": p, "seeds": len(changes),
+    }  # fmt: skip
+
+
+def holm(p_values: dict[str, float]) -> dict[str, float]:
+    """p-values of a family of tests, adjusted so that they may be read together (Holm 1979)."""
+    adjusted, largest = {}, 0.0
+    for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p))
+        adjusted[name] = largest
+    return adjusted
+
+
+def adjust(changes: dict[str, dict], columns: Sequence[str]) -> None:
+    """Adds "holm" to every row's change of these columns: p over all rows that have an interval."""
+    for column in columns:
+        tests = {n: change[column] for n, change in changes.items() if change.get(column)}
+        found = holm({n: test["p"] for n, test in tests.items() if test["p"] is not None})
+        for name, p in found.items():
+            tests[name]["holm"] = p
 
 
 def sentence(name: str, change: dict[str, dict]) -> str:
@@ -94,12 +134,18 @@ def sentence(name: str, change: dict[str, dict]) -> str:
         low, high = nats - half, nats + half
         zero = "includes" if low <= 0 <= high else "excludes"
         sure = f"95 % interval {low:+.3f} to {high:+.3f}, which {zero} zero"
+        if "holm" in change["nats"]:
+            sure += f"; p {change['nats']['holm']:.3f} corrected for all rows"
     costs = [
         f"{column} {100 * change[column]['relative']:+.1f} %"
-        for column in ("mel", "stoi", "unigram", "used", "use")
-        if change.get(column)
+        for column in ("mel", "stoi", "wer", "repeats", "unigram", "used", "use")
+        if change.get(column) and change[column]["relative"] is not None
     ]
     given_up = [c for c in ("unigram", "used", "use") if change[c]["relative"] < -0.05]
+    apart = change.get("unseen")
+    if apart:
+        wide = "" if apart["half_width"] is None else f" ± {apart['half_width']:.3f}"
+        costs.insert(0, f"on unseen voices {apart['mean']:+.3f}{wide} nats")
     aim = " for it" if nats < 0 else ""
     verdict = f" Codes were given up{aim} ({', '.join(given_up)})." if given_up else ""
     return (
@@ -149,8 +195,9 @@ def noise_sentence(noise: dict | None) -> str:
     )
 
 
-def summarise(folders: dict[str, dict[int, Path]]) -> dict:
-    """variant -> seed -> run folder; -> {"runs", "changes", "findings"}."""
+def summarise(folders: dict[str, dict[int, Path]], teachers: dict[str, str]) -> dict:
+    """variant -> seed -> run folder, variant -> its teacher
+    -> {"runs", "changes", "findings", "lm_seeds", "teachers"}."""
     runs = {
         name: {seed: read_run(folder / "evaluation") for seed, folder in seeds.items()}
         for name, seeds in folders.items()
@@ -160,11 +207,18 @@ def summarise(folders: dict[str, dict[int, Path]]) -> dict:
         for name, seeds in runs.items()
         if name not in (CONTROL, "base") and CONTROL in runs
     }
+    adjust(changes, ("nats", "unseen"))
     findings = {name: sentence(name, change) for name, change in changes.items()}
     noise = lm_noise(folders["base"][0] / "evaluation")
     findings[LM_SEEDS] = noise_sentence(noise)
     findings[HEAD_START] = head_start(folders["base"][0] / "evaluation")
-    return {"runs": runs, "changes": changes, "lm_seeds": noise, "findings": findings}
+    return {
+        "runs": runs,
+        "changes": changes,
+        "lm_seeds": noise,
+        "findings": findings,
+        "teachers": {name: teachers.get(name, "") for name in runs},
+    }
 
 
 def _cell(values: list) -> str:
@@ -176,23 +230,28 @@ def _cell(values: list) -> str:
 
 
 def table(summary: dict) -> list[list[str]]:
-    """Rows for people: variant, seeds, then COLUMNS as mean ± deviation over seeds.
+    """Rows for people: variant, seeds, teacher, then COLUMNS as mean ± deviation over seeds.
 
     A last row has the base's mean ± deviation over seeds of the token LM alone.
     """
     rows = [
-        [name, len(seeds), *(_cell([run[c] for run in seeds.values()]) for c in COLUMNS)]
+        [
+            name,
+            len(seeds),
+            summary["teachers"][name] or "–",
+            *(_cell([run[c] for run in seeds.values()]) for c in COLUMNS),
+        ]
         for name, seeds in summary["runs"].items()
     ]
     if noise := summary["lm_seeds"]:
         cells = [f"{noise[c][0]:.3f} ± {noise[c][1]:.3f}" if c in noise else "–" for c in COLUMNS]
-        rows.append(["base, over LM seeds", noise["seeds"], *cells])
+        rows.append(["base, over LM seeds", noise["seeds"], "–", *cells])
     return rows
 
 
 def markdown(summary: dict) -> str:
     """The main table as Markdown, with the sentences below it."""
-    header = ["variant", "seeds", *COLUMNS.values()]
+    header = HEADER
     rows = [header, ["---"] * len(header), *table(summary)]
     lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
     return "\n".join([*lines, "", *(f"- {text}" for text in summary["findings"].values())]) + "\n"
@@ -233,9 +292,15 @@ def learning(folders: dict[str, dict[int, Path]]) -> Figure:
     return figure
 
 
-def write(workdir: Path, folders: dict[str, dict[int, Path]], clips: Path, about: str) -> dict:
+def write(
+    workdir: Path,
+    folders: dict[str, dict[int, Path]],
+    teachers: dict[str, str],
+    clips: Path,
+    about: str,
+) -> dict:
     """report.json, results.md, two pictures and report.html in `workdir`; -> the summary."""
-    summary = summarise(folders)
+    summary = summarise(folders, teachers)
     write_json(workdir / "report.json", summary)
     (workdir / "results.md").write_text(markdown(summary))
     pictures = {"trade_off": trade_off(summary), "learning": learning(folders)}
@@ -244,7 +309,7 @@ def write(workdir: Path, folders: dict[str, dict[int, Path]], clips: Path, about
     first = {name: seeds[min(seeds)] / "evaluation" for name, seeds in folders.items()}
     audio = {name: folder / "audio" for name, folder in first.items()}
     findings = "".join(html.paragraph(text) for text in summary["findings"].values())
-    main = html.table(["variant", "seeds", *COLUMNS.values()], table(summary))
+    main = html.table(HEADER, table(summary))
     note = (
         "± is the deviation over seeds. Nats are of a small LM from scratch, the same start, clips "
         "and steps for all, on clips no codec was trained on. Effective code use is exp(unigram "

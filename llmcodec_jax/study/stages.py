@@ -8,12 +8,12 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 import llmcodec_jax
 from llmcodec_jax import audio
-from llmcodec_jax.codec import store
 from llmcodec_jax.data.embedded import lm_path
 from llmcodec_jax.data.sources import open_source, split_source
 from llmcodec_jax.errors import UsageError
@@ -26,11 +26,11 @@ from llmcodec_jax.evaluation import (
     suite,
     token_lm,
 )
-from llmcodec_jax.evaluation.protocol import TokenLMProtocol
 from llmcodec_jax.evaluation.streams import StartEncoder, Streams
 from llmcodec_jax.lm.load import load_lm
 from llmcodec_jax.study import results, teacher
-from llmcodec_jax.study.material import Material, find_sources
+from llmcodec_jax.study.config import Evaluation, StudyConfig
+from llmcodec_jax.study.material import UNSEEN, Material, find_sources, find_unseen
 from llmcodec_jax.training import run as training
 
 logger = logging.getLogger(__name__)
@@ -57,13 +57,14 @@ def check_inputs(folder: Path, inputs: dict) -> None:
     reports.write_json(note, inputs)
 
 
-def gather(config: ConfigDict, data: Path) -> Material:
+def gather(study: StudyConfig, data: Path) -> Material:
     """The clips below `data`, split as the base codec's training splits them."""
-    options = {name: config.base.data[name] for name in ("eval_fraction", "eval_max")}
+    options = {name: study.base.data[name] for name in ("eval_fraction", "eval_max")}
     return Material(
-        find_sources(data, config.shares.to_dict()),
-        config.base.codec.sample_rate,
-        options | {"by": config.base.data.split_by},
+        find_sources(data, dict(study.shares)),
+        study.base.codec.sample_rate,
+        options | {"by": study.base.data.split_by},
+        find_unseen(data),
     )
 
 
@@ -98,10 +99,9 @@ class Coded:
         return self.material.start_encoder(self.codec)
 
 
-def train_teacher(config: ConfigDict, folder: Path, base: Coded) -> int:
+def train_teacher(settings: teacher.TeacherConfig, folder: Path, base: Coded) -> int:
     """Teaches the frozen LM the base codec's tokens -> the id of its begin token."""
-    settings = teacher.TeacherConfig(**config.teacher)
-    check_inputs(folder, config.teacher.to_dict())
+    check_inputs(folder, dataclasses.asdict(settings))
     summary = folder / "teacher.json"
     if not summary.exists():
         report = teacher.train_teacher(
@@ -112,24 +112,22 @@ def train_teacher(config: ConfigDict, folder: Path, base: Coded) -> int:
     return audio_lm.begin_token(lm_config, tokenizer)
 
 
-def variant_config(
-    config: ConfigDict, name: str, seed: int, base: Path, teacher: Path, begin: int
-) -> ConfigDict:
-    """`tuned`, what the variant changes of it, and where base and LM lie."""
-    c = config.tuned.copy_and_resolve_references()
-    c.seed = seed
-    c.init = str(base)
-    c.lm.update(path=str(teacher), begin_token=begin, embedding_start=f"from:{teacher}")
-    c.update(config.variants[name])
-    return c
+class HeldOut(NamedTuple):
+    """Folders that every codec is tested on."""
+
+    clips: Path  # held-out clips, SOURCE/ID.wav
+    pairs: Path  # coherence suite made of them
+    unseen: Path | None  # clips of voices that nothing was trained on
 
 
-def held_out(folder: Path, material: Material, config: ConfigDict) -> tuple[Path, Path]:
-    """(held-out clips, coherence suite made of them), below `folder`."""
-    clips, pairs = folder / "clips", folder / "suite"
-    check_inputs(folder, {"clips": config.evaluation.clips, "pairs": config.evaluation.pairs})
+def held_out(folder: Path, material: Material, settings: Evaluation) -> HeldOut:
+    """Writes what every codec is tested on below `folder`, once."""
+    clips, pairs, unseen = folder / "clips", folder / "suite", folder / "unseen"
+    numbers = {name: getattr(settings, name) for name in ("clips", "pairs", "unseen")}
+    check_inputs(folder, numbers | {"sources": len(material.unseen)})
     if not (folder / "clips.done").exists():
-        material.write_held_out(clips, config.evaluation.clips)
+        material.write_held_out(clips, settings.clips)
+        material.write_held_out(unseen, settings.unseen, UNSEEN)
         (folder / "clips.done").touch()
     if not (folder / "suite.done").exists():
         for spec, corpus in _voices(material):
@@ -139,13 +137,13 @@ def held_out(folder: Path, material: Material, config: ConfigDict) -> tuple[Path
             suite.make(
                 suite.open_corpus(corpus, suite.read_genders(place)),
                 pairs,
-                config.evaluation.pairs,
+                settings.pairs,
                 seed=0,
                 noises=noises,
             )
             break
         (folder / "suite.done").touch()
-    return clips, pairs
+    return HeldOut(clips, pairs, unseen if material.unseen else None)
 
 
 def _voices(material: Material) -> Iterator:
@@ -159,35 +157,35 @@ def _voices(material: Material) -> Iterator:
     yield from ((spec, corpus) for _, spec, corpus in sorted(found, key=lambda f: -f[0]))
 
 
-def evaluate(
-    coded: Coded, clips: Path, pairs: Path, config: ConfigDict, base: bool = False
-) -> None:
+def evaluate(coded: Coded, test: HeldOut, settings: Evaluation, base: bool = False) -> None:
     """Reconstruction, token LM, coherence and consistency of a codec, kept in its folder.
 
     The `base` is measured with more seeds of the token LM, whose noise on one fixed codec is what
     any difference between codecs has to stand out from, and once more with an LM whose audio rows
     already know the tokens.
     """
-    folder, settings = coded.folder, config.evaluation
-    protocol = TokenLMProtocol(**settings.protocol)
+    folder, protocol = coded.folder, settings.protocol
     if base:
         protocol = dataclasses.replace(protocol, seeds=tuple(range(settings.lm_seeds)))
     output = folder / "evaluation"
-    check_inputs(output, settings.to_dict())
-    names = (*results.REPORTS, results.HEAD_START) if base else results.REPORTS
+    check_inputs(output, dataclasses.asdict(settings))
+    names = [*results.REPORTS, *[results.HEAD_START] * base, *[UNSEEN] * bool(test.unseen)]
     paths = {name: output / f"{name}.json" for name in names}
     if all(path.exists() for path in paths.values()):
         return
     logger.info("evaluating %s", folder.name)
     codec = coded.codec
-    if not paths["report"].exists():
-        reconstruction.evaluate(
-            reconstruction.match_folders(clips, None),
-            paths["report"],
-            store.digest(codec.module, codec.variables),
-            reconstruction.codec_coder(llmcodec_jax.load_codec(folder)),
-            keep=output / "audio",
-        )
+    sets = {"report": (test.clips, output / "audio"), UNSEEN: (test.unseen, None)}
+    for name, (clips, keep) in sets.items():
+        if clips is not None and not paths[name].exists():
+            reconstruction.evaluate(
+                reconstruction.match_folders(clips, None),
+                paths[name],
+                codec.digest,
+                reconstruction.codec_coder(llmcodec_jax.load_codec(folder)),
+                settings.additional,
+                keep=keep,
+            )
     metrics = json.loads(paths["report"].read_text())["mean"]
     if not paths["token_lm"].exists():
         content = token_lm.report(
@@ -196,25 +194,12 @@ def evaluate(
         reports.write_json(paths["token_lm"], content)
     model = audio_lm.load(output / "token_lm")
     if not paths["salmon"].exists():
-        parts = salmon.find_parts(pairs) if pairs.is_dir() else {}
+        parts = salmon.find_parts(test.pairs) if test.pairs.is_dir() else {}
         found = salmon.evaluate(parts, codec, salmon.likelihood_of(model, codec.levels))
         reports.write_json(paths["salmon"], found)
     if not paths["consistency"].exists():
-        found = consistency.evaluate(codec, clips, settings.consistency)
+        found = consistency.evaluate(codec, test.clips, settings.consistency)
         reports.write_json(paths["consistency"], found)
     if base and not paths[results.HEAD_START].exists():
         found = token_lm.measure_with_rows_of(model, coded.streams, protocol)
         reports.write_json(paths[results.HEAD_START], found)
-
-
-def scale(config: ConfigDict, budget: float) -> None:
-    """Multiplies every step count by `budget`; below 1/2 only the main comparison is run.
-
-    A budget leaves no stage fewer than 20 steps, unless its config asks for fewer.
-    """
-    for part in (config.base, config.tuned, config.teacher, config.evaluation.protocol):
-        name = "total_steps" if "total_steps" in part else "steps"
-        part[name] = max(round(part[name] * budget), min(part[name], 20))
-    if budget < 0.5:
-        for name in config.seeds:
-            config.seeds[name] = int(name in ("control", "ftp_sa"))

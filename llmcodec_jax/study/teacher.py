@@ -6,7 +6,8 @@ transcripts; then it is frozen, written as a Hugging Face folder with `<CODEC_i>
 every variant trains against the same one.
 
 With time to spare it is the text model's own first layers. On two cores it is a narrow fresh
-decoder that reads the text model's embeddings through their principal components.
+decoder that reads the text model's embeddings through their principal components. With a body
+learning rate of 0 it is the paper's case: a text model whose audio rows and heads alone are taught.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class TeacherConfig:
 
     path: str = "embedded"  # Hugging Face folder or .gguf; "embedded": SmolLM2-135M-Instruct
     width: int = 0  # of a fresh decoder on its embeddings; 0 keeps its own layers
-    layers: int = 4  # of the fresh decoder; or how many of its own are kept
+    layers: int = 4  # of the fresh decoder; or how many of its own are kept, 0 all
     steps: int = 300
     batch: int = 16  # clips a step
     seconds: float = 3.0  # of a clip
@@ -48,17 +49,18 @@ class TeacherConfig:
     text_share: float = 0.5  # of the clips that follow their transcript
     horizons: int = 5  # future-token heads it learns with
     learning_rate: float = 3e-3  # of audio rows and heads
-    body_learning_rate: float = 5e-4  # of the layers
+    body_learning_rate: float = 5e-4  # of the layers; 0 freezes them, a model that knows only text
 
 
 def first_layers(path: str | Path, layers: int) -> tuple[LMConfig, Any, TextTokenizer]:
-    """The embedding, the first `layers` layers and the last norm of a model, float32.
+    """The embedding, the first `layers` layers (0 all) and the last norm of a model, float32.
 
     Raises ValueError where it has no tokenizer or fewer layers.
     """
     config, params, tokenizer = load_lm(path, jnp.float32)
     if tokenizer is None:
         raise UsageError(f"{path}: no tokenizer.json; alignment needs text")
+    layers = layers or config.layers
     if not 1 <= layers <= config.layers:
         raise UsageError(f"{path} has {config.layers} layers, cannot keep {layers}")
     blocks = jax.tree.map(lambda stacked: stacked[:layers], params["blocks"])
@@ -111,8 +113,7 @@ def train_teacher(
     fixed = np.random.default_rng(seed + 1)
     looks = [rows(held_out, fixed, 0.0) for _ in range(8)]
 
-    text_table = params["embed"]
-    values = _start(lm_config, params, tokens.codebook_size, config.horizons, key)
+    values, fixed = _start(lm_config, params, tokens.codebook_size, config, key)
     optimiser = _optimiser(config)
     state = optimiser.init(values)
     update = jax.jit(functools.partial(_update, lm_config, optimiser), donate_argnums=(1, 2))
@@ -120,15 +121,15 @@ def train_teacher(
     curve = []
     for step in tqdm(range(config.steps + 1), "teaching the LM", unit="step"):
         if step % max(config.steps // 10, 1) == 0 or step == config.steps:
-            found = [measure(text_table, values, look)["ftp/1"] for look in looks]
+            found = [measure(fixed, values, look)["ftp/1"] for look in looks]
             curve.append((step, float(sum(s for s, _ in found) / sum(n for _, n in found))))
         if step < config.steps:
             batch = rows(training, generator, config.text_share)
-            values, state = update(text_table, values, state, batch)
+            values, state = update(fixed, values, state, batch)
     huggingface.export(
         folder,
         lm_config,
-        {"embed": text_table} | values["body"],
+        fixed | values.get("body", {}),
         tokenizer,
         values["embedding"],
         values["heads"][0],
@@ -137,12 +138,17 @@ def train_teacher(
     return {"nats": curve[-1][1], "curve": curve}
 
 
-def _start(lm_config: LMConfig, params, codebook_size: int, horizons: int, key) -> dict:
-    """What is taught: layers, norm, audio rows and heads; the text table stays as it is."""
+def _start(
+    lm_config: LMConfig, params, codebook_size: int, config: TeacherConfig, key
+) -> tuple[dict, dict]:
+    """-> (what is taught: audio rows, heads, and layers and norm unless frozen; what stays)."""
     embedding = audio_embedding_init(params["embed"]["embedding"], codebook_size, key)
-    heads = repeat_rows(audio_head_init(params, embedding, key), horizons)
+    heads = repeat_rows(audio_head_init(params, embedding, key), config.horizons)
+    rows = {"embedding": embedding, "heads": heads}
+    if not config.body_learning_rate:
+        return rows, params
     body = {name: value for name, value in params.items() if name != "embed"}
-    return {"body": body, "embedding": embedding, "heads": heads}
+    return rows | {"body": body}, {"embed": params["embed"]}
 
 
 def _optimiser(config: TeacherConfig):
@@ -151,8 +157,11 @@ def _optimiser(config: TeacherConfig):
         schedule = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, config.steps)
         return optax.adamw(schedule, weight_decay=0.01)
 
-    parts = {"body": adam(config.body_learning_rate), "rows": adam(config.learning_rate)}
-    labels = {"body": "body", "embedding": "rows", "heads": "rows"}
+    parts = {"rows": adam(config.learning_rate)}
+    labels = {"embedding": "rows", "heads": "rows"}
+    if config.body_learning_rate:
+        parts |= {"body": adam(config.body_learning_rate)}
+        labels |= {"body": "body"}
     return optax.chain(optax.clip_by_global_norm(1.0), optax.multi_transform(parts, labels))
 
 
@@ -181,19 +190,19 @@ def _rows(clips, texts, begin, frames, config, names, generator, text_share) -> 
     return batch
 
 
-def _losses(config: LMConfig, text_table, values: dict, batch: dict) -> dict:
+def _losses(config: LMConfig, fixed: dict, values: dict, batch: dict) -> dict:
     ids, spoken = batch["ids"], batch["spoken"]
     codes = jnp.where(spoken, ids, 0)
-    text = text_table["embedding"][jnp.where(spoken, 0, ids)]
+    text = fixed["embed"]["embedding"][jnp.where(spoken, 0, ids)]
     embeds = jnp.where(spoken[..., None], values["embedding"][codes], text)
-    params = {"embed": text_table} | values["body"]
+    params = fixed | values.get("body", {})
     hidden = decoder.forward(config, params, embeds, batch["length"], remat=False).hidden
     return ftp_loss(hidden[:, :-1], values["heads"], codes[:, 1:], spoken[:, 1:])
 
 
-def _update(config: LMConfig, optimiser, text_table, values, state, batch):
+def _update(config: LMConfig, optimiser, fixed, values, state, batch):
     def loss(values):
-        losses = _losses(config, text_table, values, batch)
+        losses = _losses(config, fixed, values, batch)
         weights = enumerate(horizon_weights(len(values["heads"])), start=1)
         parts = ((w, *losses[f"ftp/{k}"]) for k, w in weights)
         return sum(w * total / jnp.maximum(count, 1) for w, total, count in parts)

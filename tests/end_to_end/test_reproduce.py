@@ -9,6 +9,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from configs import miniature
 from llmcodec_jax import audio, reproduce
@@ -16,10 +17,14 @@ from llmcodec_jax.codec import store
 from llmcodec_jax.data.cache import cache_dir
 from llmcodec_jax.data.packages import FetchError
 from llmcodec_jax.study import public_audio, results, stages
+from llmcodec_jax.study.config import read_study, scale, variant_config
 from llmcodec_jax.study.material import HELD_OUT, find_sources
 from llmcodec_jax.training import loop
+from llmcodec_jax.training.resume import differences
 from tests.end_to_end.test_train import InterruptAt
 from tests.tiny import RATE, WORDS, babble
+
+PAIR = ("published", "inputs_only")
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +42,9 @@ def data(tmp_path_factory):
         (place / f"{speaker}-1.trans.txt").write_text("".join(lines))
     for number in range(8):
         audio.write(folder / "music" / f"tune_{number}.wav", babble(2.0, 900 + number), RATE)
+    for number in range(3):
+        wav = babble(1.5, 950 + number)
+        audio.write(folder / "unseen_voices" / f"{number}" / f"{number}.wav", wav, RATE)
     (folder / "notes").mkdir()  # nothing to hear: no source
     return folder
 
@@ -51,30 +59,41 @@ def shrunk(tiny_lm, **seeds):
         part.data.update(batch_size=2, eval_batch_size=2, clip_seconds=1.0, eval_fraction=0.3)
         part.log.update(every=1, eval_every=3, eval_clips=3, listen=1, checkpoint_every=2)
         part.lm.update(horizons=2, bank=4)
-    c.teacher.update(path=str(tiny_lm), width=0, layers=3, steps=4, batch=2, horizons=2)
-    c.evaluation.update(clips=2, pairs=2, consistency=2, lm_seeds=2)
+    for taught in c.teachers.values():
+        taught.update(path=str(tiny_lm), width=0, layers=3, steps=4, batch=2, horizons=2)
+    c.evaluation.update(clips=2, unseen=2, pairs=2, consistency=2, lm_seeds=2, additional=())
     c.evaluation.protocol.update(probes=6, steps=4, batch=2, seconds=1.0, width=64, layers=1)
-    c.seeds.update({name: 0 for name in c.seeds})
-    c.seeds.update(seeds)
+    for name, row in c.variants.items():
+        row.seeds = seeds.get(name, 0)
     return c
 
 
 @pytest.mark.slow
 def test_the_whole_study_stops_and_goes_on(data, tiny_lm, tmp_path, monkeypatch):
     """Interrupted in the middle of a variant; the second call trains nothing twice."""
-    config = shrunk(tiny_lm, control=2, ftp_sa=2, published=1)
+    rows = dict(control=2, ftp_sa=2, published=1, teacher_text=1)
+    config = shrunk(tiny_lm, **rows)
     with monkeypatch.context() as patched:
         InterruptAt(patched, 3)
         with pytest.raises(stages.InterruptedRunError):
             reproduce.run(config, data, tmp_path, 1.0)
-    summary = reproduce.run(shrunk(tiny_lm, control=2, ftp_sa=2, published=1),
-                            data, tmp_path, 1.0)  # fmt: skip
+    summary = reproduce.run(shrunk(tiny_lm, **rows), data, tmp_path, 1.0)
     assert {n: len(s) for n, s in summary["runs"].items()} == {
-        "base": 1, "control": 2, "ftp_sa": 2, "published": 1,
+        "base": 1, "control": 2, "ftp_sa": 2, "published": 1, "teacher_text": 1,
     }  # fmt: skip
+    assert summary["teachers"] == {
+        "base": "", "control": "", "ftp_sa": "taught", "published": "taught",
+        "teacher_text": "text",
+    }  # fmt: skip
+    for seeds in summary["runs"].values():
+        for row in seeds.values():
+            assert row["unseen"] > 0
+            assert row["unseen_mel"] > 0
     main = summary["changes"]["ftp_sa"]
     assert main["nats"]["seeds"] == 2
     assert main["nats"]["half_width"] > 0
+    assert main["nats"]["holm"] == main["nats"]["p"]  # the one row with an interval
+    assert main["unseen"]["seeds"] == 2
     assert "interval" in summary["findings"]["ftp_sa"]
     assert "a head start alone" in summary["findings"]["head_start"]
     assert "2 token LMs that differ in nothing but their seed" in summary["findings"]["lm_seeds"]
@@ -91,11 +110,12 @@ def test_the_whole_study_stops_and_goes_on(data, tiny_lm, tmp_path, monkeypatch)
         raise AssertionError("a finished stage was trained again")
 
     monkeypatch.setattr(loop, "train", nothing_to_train)
-    again = shrunk(tiny_lm, control=2, ftp_sa=2, published=1)
+    again = shrunk(tiny_lm, **rows)
     assert reproduce.run(again, data, tmp_path, 1.0) == summary
     again = shrunk(tiny_lm, control=1)
-    again.teacher.steps = 5
-    with pytest.raises(ValueError, match=r"teacher was made with another steps"):
+    again.variants.ftp_sa.seeds = 1
+    again.teachers.taught.steps = 5
+    with pytest.raises(ValueError, match=r"taught was made with another steps"):
         reproduce.run(again, data, tmp_path, 1.0)
 
 
@@ -114,7 +134,7 @@ def test_the_smoke_budget_as_a_user_types_it(tmp_path):
         capture_output=True, text=True, timeout=3 * 3600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "| ftp_sa | 1 |" in done.stdout
+    assert "| ftp_sa | 1 | taught |" in done.stdout
     assert (tmp_path / "report.html").exists()
     runs = json.loads((tmp_path / "report.json").read_text())["runs"]
     assert set(runs) == {"base", "control", "ftp_sa"}
@@ -146,13 +166,15 @@ def test_token_lms_are_tested_on_clips_no_codec_saw(data, tiny_lm):
         def encode(self, clips, rate):
             return [np.arange(len(clip) // 320) % 7 for clip in clips]
 
-    material = stages.gather(shrunk(tiny_lm), data)
+    material = stages.gather(read_study(shrunk(tiny_lm)), data)
     streams = material.streams(Counter())
     training, development, test = streams.split()
     held_out = [name for name in streams.clips if name.startswith(HELD_OUT)]
     assert len(development) == len(test) == len(held_out) // 2 > 0
     assert all(name.startswith(HELD_OUT) for name in development + test)
-    assert len(training) + len(development) + len(test) == len(streams.clips) == 36
+    assert len(training) + len(development) + len(test) == 36
+    assert len(streams.unseen) == len(streams.clips) - 36 == 3
+    assert all(name.startswith("unseen/") for name in streams.unseen)
     assert set(material.texts()) < set(streams.clips)
 
 
@@ -160,7 +182,7 @@ def test_unreadable_clips_are_left_out_of_tokens_and_texts(data, tiny_lm, tmp_pa
     shutil.copytree(data, tmp_path / "data")
     broken = next((tmp_path / "data" / "voices").rglob("*.flac"))
     broken.write_bytes(b"")
-    material = stages.gather(shrunk(tiny_lm), tmp_path / "data")
+    material = stages.gather(read_study(shrunk(tiny_lm)), tmp_path / "data")
     names = [c.name for part in ("train", "eval") for c in material.clips(part)]
     assert len(names) == 35
     assert f"voices/{broken.stem}" not in names
@@ -196,19 +218,49 @@ def test_findings_follow_from_the_numbers():
 
 def test_budget_scales_every_stage_and_thins_the_variants():
     config = miniature.get_config()
-    stages.scale(config, 0.1)
+    scale(config, 0.1)
     whole = miniature.get_config()
     assert config.base.total_steps == whole.base.total_steps / 10
     assert config.tuned.total_steps == whole.tuned.total_steps / 10
     assert config.evaluation.protocol.steps == whole.evaluation.protocol.steps / 10
-    assert {name for name, count in config.seeds.items() if count} == {"control", "ftp_sa"}
+    assert {n for n, row in config.variants.items() if row.seeds} == {"control", "ftp_sa"}
 
 
 def test_every_variant_is_a_valid_change():
-    config = miniature.get_config()
-    assert set(config.seeds) == set(config.variants)
-    for name in config.variants:
-        changed = stages.variant_config(config, name, 1, "base", "teacher", 0)
+    study = read_study(miniature.get_config())
+    for name, row in study.variants.items():
+        changed = variant_config(study, name, 1, "base", "teacher", 0)
         assert changed.seed == 1
         assert changed.init == "base"
-        assert changed.lm.path == ("" if name in ("control", "adversarial") else "teacher")
+        without = name in ("control", "adversarial")
+        assert changed.lm.path == ("" if without else "teacher")
+        assert study.teacher_of(name) == ("" if without else row.teacher)
+    assert study.variants["control"].seeds == study.variants["ftp_sa"].seeds == 5
+    before, after = (study.variants[name].config(study.tuned) for name in PAIR)
+    differing = differences(before.to_dict(), after.to_dict())
+    assert set(differing) == {"bridge.logits"}  # one setting apart
+
+
+def test_a_study_that_cannot_be_is_named():
+    for change, message in (
+        ({"teachers": {"taught": {"step": 5}}}, "config.teachers.taught.step is unknown"),
+        ({"variants": {"sa": {"teacher": "tought"}}}, "tought is unknown; the nearest is taught"),
+        ({"variants": {"sa": {"change": {"lm": {"pth": ""}}}}}, "config.variants.sa.change"),
+        ({"evaluation": {"protocol": {"reads": "all"}}}, "reads is one of first"),
+        ({"seeds": {"sa": 1}}, "config.seeds is unknown"),
+    ):
+        config = miniature.get_config()
+        with config.unlocked():
+            config.update(ConfigDict(change))
+        with pytest.raises(ValueError, match=message):
+            read_study(config)
+
+
+def test_holm_reads_rows_together():
+    found = results.holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.9})
+    assert found == pytest.approx({"a": 0.04, "c": 0.09, "b": 0.09, "d": 0.9})
+    changes = {
+        name: {"nats": {"p": p, "mean": -1.0}} for name, p in (("a", 0.01), ("b", 0.5), ("c", None))
+    }
+    results.adjust(changes, ("nats",))
+    assert [change["nats"].get("holm") for change in changes.values()] == [0.02, 0.5, None]

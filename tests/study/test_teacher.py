@@ -8,6 +8,7 @@ import pytest
 from configs import miniature
 from llmcodec_jax.evaluation.streams import Streams
 from llmcodec_jax.lm import heads
+from llmcodec_jax.lm.load import load_lm
 from llmcodec_jax.lm.vocab import audio_head_init
 from llmcodec_jax.study import teacher
 
@@ -47,10 +48,31 @@ def test_without_a_teacher_heads_are_copies():
 def test_the_next_code_weighs_alike_at_every_horizon():
     config = miniature.get_config()
     shares = {
-        count: config.variants[f"heads_{count}"].weights.ftp * heads.horizon_weights(count)[0]
+        count: config.variants[f"heads_{count}"].change.weights.ftp
+        * heads.horizon_weights(count)[0]
         for count in (1, 3, 10)
     }
     shares[5] = config.tuned.weights.ftp * heads.horizon_weights(config.tuned.lm.horizons)[0]
     assert config.tuned.lm.horizons == 5
     np.testing.assert_allclose(list(shares.values()), shares[5], rtol=1e-6)
-    assert config.teacher.horizons >= max(shares)
+    assert config.teachers.taught.horizons >= max(shares)
+
+
+def test_a_text_teachers_body_stays_what_it_was(tiny_lm, tmp_path):
+    """Audio rows and heads alone learn; layers and text rows stay, bit for bit."""
+    clips = {f"{i}": np.arange(i, i + 30, dtype=np.int32) % 16 for i in range(6)}
+    tokens = Streams(clips, 16, 1, 50.0, frozenset({"0", "1"}))
+    config = teacher.TeacherConfig(
+        layers=0, steps=3, batch=2, seconds=0.4, horizons=2, body_learning_rate=0.0
+    )
+    teacher.train_teacher(tiny_lm, tmp_path, tokens, {}, config)
+    (before_config, before, _), (after_config, after, _) = (
+        load_lm(folder, jnp.float32) for folder in (tiny_lm, tmp_path)
+    )
+    assert before_config.layers == after_config.layers
+    for name in before:
+        if name != "embed" and name in after:
+            jax.tree.map(np.testing.assert_array_equal, before[name], after[name])
+    rows = len(before["embed"]["embedding"])
+    np.testing.assert_array_equal(after["embed"]["embedding"][:rows], before["embed"]["embedding"])
+    assert np.abs(np.diff(heads.start_heads(jnp.zeros((16, 32)), 2, f"from:{tmp_path}"), 0)).max()
