@@ -36,6 +36,7 @@ from llmcodec_jax.evaluation.protocol import TokenLMProtocol
 from llmcodec_jax.evaluation.reports import write_json
 from llmcodec_jax.evaluation.sampling import from_every_folder
 from llmcodec_jax.pages import plots
+from llmcodec_jax.study import stages
 
 logger = logging.getLogger(__name__)
 MEASURES = {"mel": "mel distance ↓", "stoi": "STOI ↑", "wer": "WER ↓"}
@@ -87,8 +88,6 @@ def measure(codec, data: Path, folder: Path, settings: Settings, levels: int, co
         report = token_lm.report(tokens, settings.protocol, None, sound["mean"])
         write_json(path, report)
     report = json.loads(path.read_text())
-    if report["protocol"] != json.loads(json.dumps(dataclasses.asdict(settings.protocol))):
-        raise UsageError(f"{path} was made under another protocol; remove it or name another")
     small = report["small_lm"]
     return {
         "levels": levels,
@@ -106,6 +105,8 @@ def measure(codec, data: Path, folder: Path, settings: Settings, levels: int, co
 def curve(path: str, data: Path, folder: Path, settings: Settings) -> list[dict]:
     """A codec's points, one for each number of levels."""
     codec = llmcodec_jax.load_codec(path)
+    inputs = {"codec": codec.digest, "data": str(data)} | dataclasses.asdict(settings)
+    stages.check_inputs(folder, inputs)  # what is kept was measured in the same way
 
     @functools.cache
     def coded():
