@@ -85,18 +85,18 @@ def ftp_forms(sizes: Sizes) -> tuple[dict[str, Callable], tuple]:
     heads = jax.random.normal(keys[1], (sizes.horizons, sizes.codes, sizes.width)) * 0.02
     codes = jax.random.randint(keys[2], shape, 0, sizes.codes)
     targets = future_targets(codes, jnp.ones(shape, bool), sizes.horizons)
+    labels, valid = targets.labels[:, 0], targets.valid[:, 0]
 
-    def plain(hidden, heads, targets):
-        labels, valid = targets.labels[:, 0], targets.valid[:, 0]
+    def plain(hidden, heads, labels, valid):
         logits = jnp.einsum("bth,kvh->kbtv", hidden, heads)
         picked = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
         return jnp.sum(valid * (jax.nn.logsumexp(logits, axis=-1) - picked))
 
-    def fused(hidden, heads, targets):
-        return jnp.sum(fused_linear_cross_entropy(hidden[:, None], heads, targets)[0])
+    def fused(hidden, heads, labels, valid):
+        return jnp.sum(fused_linear_cross_entropy(hidden, heads, labels, valid)[0])
 
     forms = {"plain": plain, "fused": fused}
-    inputs = (hidden, heads, targets)
+    inputs = (hidden, heads, labels, valid)
     return {name: jax.grad(f, argnums=(0, 1)) for name, f in forms.items()}, inputs
 
 

@@ -66,7 +66,7 @@ def ftp_loss(
     states = hidden.reshape(batch, frames, places, -1).swapaxes(1, 2)
     mesh = mesh or current_mesh()
     clips = axes_in(mesh, BATCH_AXES, batch) if mesh else ()
-    fused = _on_each_device(mesh, clips, heads.shape[1]) if clips else fused_linear_cross_entropy
+    fused = _on_each_device(mesh, clips, heads.shape[1]) if clips else targets_cross_entropy
     sums, correct = fused(states, heads, wanted)
     counts = wanted.valid.sum((1, 2, 3)).astype(jnp.float32)
     losses: Losses = {}
@@ -93,6 +93,20 @@ def future_targets(
 
 
 def fused_linear_cross_entropy(
+    hidden: jax.Array,
+    heads: jax.Array,
+    labels: jax.Array,
+    valid: jax.Array,
+    rows: int = ROWS,
+) -> tuple[jax.Array, jax.Array]:
+    """`targets_cross_entropy` of one level: hidden [B, T, H] @ heads[k]^T, heads [K, V, H], against
+    labels[k], labels int32 and valid bool [K, B, T]."""
+    place = jnp.zeros((len(heads), 1), jnp.int32)
+    targets = Targets(labels[:, None], valid[:, None], place)
+    return targets_cross_entropy(hidden[:, None], heads, targets, rows)
+
+
+def targets_cross_entropy(
     states: jax.Array,
     heads: jax.Array,
     targets: Targets,
@@ -117,7 +131,7 @@ def _on_each_device(mesh: Mesh, clips: tuple[str, ...], codes: int):
     split = axes_in(mesh, WEIGHT_AXES, codes)
 
     def local(states, heads, targets):
-        own = fused_linear_cross_entropy(states, heads, targets, split=split)
+        own = targets_cross_entropy(states, heads, targets, split=split)
         return jax.lax.psum(own, clips)
 
     wanted: Any = (P(None, None, clips), P(None, None, clips), P())

@@ -14,8 +14,8 @@ from llmcodec_jax import types
 from llmcodec_jax.discriminators import DiscriminatorConfig, Discriminators
 from llmcodec_jax.errors import UsageError
 from llmcodec_jax.lm.config import LMConfig
-from llmcodec_jax.losses.distillation import KINDS
 from llmcodec_jax.lm.reading import Reading, check_reads, reading
+from llmcodec_jax.losses.distillation import KINDS
 from llmcodec_jax.losses.spectral import SpectralConfig
 from llmcodec_jax.ops.fields import fixed
 from llmcodec_jax.training.optim import Group

@@ -9,7 +9,7 @@ import pytest
 from llmcodec_jax.lm import decoder
 from llmcodec_jax.lm import heads as lm_heads
 from llmcodec_jax.lm.config import LMConfig
-from llmcodec_jax.losses.ftp import ftp_loss, fused_linear_cross_entropy, future_targets
+from llmcodec_jax.losses.ftp import ftp_loss, future_targets, targets_cross_entropy
 
 CONFIG = LMConfig(
     vocab_size=16, width=32, layers=2, heads=2, kv_heads=1, head_dim=16, ffn_width=64,
@@ -49,7 +49,7 @@ def test_fused_equals_plain(rows):
 
         return jax.value_and_grad(loss, (0, 1), has_aux=True)(hidden, heads)
 
-    ours = total(lambda *args: fused_linear_cross_entropy(*args, rows=rows))
+    ours = total(lambda *args: targets_cross_entropy(*args, rows=rows))
     theirs = total(plain)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
@@ -60,7 +60,7 @@ def test_bfloat16_states_give_float32_head_gradients():
     targets = future_targets(ids, mask, HORIZONS)
 
     def loss(hidden, heads):
-        return fused_linear_cross_entropy(hidden[:, None], heads, targets)[0].sum()
+        return targets_cross_entropy(hidden[:, None], heads, targets)[0].sum()
 
     value, (d_hidden, d_heads) = jax.value_and_grad(loss, (0, 1))(
         hidden.astype(jnp.bfloat16), heads
@@ -105,7 +105,7 @@ def test_no_leak():
         hidden = read(params, decoder.embed_text(params, jnp.array(0)), embeds)
         targets = future_targets(codes, jnp.ones((1, 8), bool), 1)
         only = targets._replace(valid=targets.valid & (jnp.arange(8) == frame))
-        return fused_linear_cross_entropy(hidden[:, None], heads, only)[0].sum()
+        return targets_cross_entropy(hidden[:, None], heads, only)[0].sum()
 
     sensitivity = jax.jit(jax.grad(loss_at))
     for frame in range(8):

@@ -11,7 +11,7 @@ import pytest
 from llmcodec_jax import bridge as bridging
 from llmcodec_jax.lm.decoder import init_params
 from llmcodec_jax.lm.reading import READS, reading
-from llmcodec_jax.losses.ftp import ftp_loss, fused_linear_cross_entropy, future_targets
+from llmcodec_jax.losses.ftp import ftp_loss, future_targets, targets_cross_entropy
 from llmcodec_jax.training import terms
 from llmcodec_jax.training.config import default_config, read_config
 from llmcodec_jax.training.gradients import batch_counts
@@ -91,7 +91,7 @@ def test_the_heads_see_nothing_of_what_they_predict(reads, lm):
         states = hidden.reshape(B, T, places, H).swapaxes(1, 2)
         chosen = jnp.zeros_like(targets.valid).at[k, level, 0, frame].set(True)
         only = targets._replace(valid=targets.valid & chosen)
-        return fused_linear_cross_entropy(states, heads, only)[0].sum()
+        return targets_cross_entropy(states, heads, only)[0].sum()
 
     embedding = normal(3, levels * V, H)
     # The bridge's own picks are the codes only where they are the nearest; make the query say so.
