@@ -73,6 +73,7 @@ def test_a_text_teachers_body_stays_what_it_was(tiny_lm, tmp_path):
     for name in before:
         if name != "embed" and name in after:
             jax.tree.map(np.testing.assert_array_equal, before[name], after[name])
-    rows = len(before["embed"]["embedding"])
-    np.testing.assert_array_equal(after["embed"]["embedding"][:rows], before["embed"]["embedding"])
+    tables = [params["embed"]["embedding"] for params in (before, after)]
+    rows = len(tables[1]) - 16  # rows past the tokenizer's are cut, audio rows follow
+    np.testing.assert_array_equal(tables[0][:rows], tables[1][:rows])
     assert np.abs(np.diff(heads.start_heads(jnp.zeros((16, 32)), 2, f"from:{tmp_path}"), 0)).max()
