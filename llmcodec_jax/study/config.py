@@ -120,7 +120,7 @@ def read_study(config: ConfigDict) -> StudyConfig:
             raise UsageError(fields.unknown(made.teacher, teachers, f"{where}.teacher"))
         try:
             read_config(made.config(runs["tuned"]))
-        except (KeyError, AttributeError) as error:  # a field that no run has
+        except (KeyError, AttributeError, UsageError) as error:  # a field that no run has
             raise UsageError(f"config.{where}.change: {error}") from error
         variants[name] = made
     evaluation = fields.build(Evaluation, config.evaluation.to_dict(), "evaluation")
