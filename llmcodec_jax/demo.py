@@ -9,8 +9,30 @@ from __future__ import annotations
 import argparse
 import sys
 import webbrowser
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from llmcodec_jax.errors import UserError, answer_errors
+
+if TYPE_CHECKING:
+    from llmcodec_jax.web.server import Voice
+
+
+def open_voice(run: str) -> Voice:
+    """A run of `speech_train` -> what says a text. Raises FileNotFoundError, UsageError."""
+    from llmcodec_jax import generate
+    from llmcodec_jax.speech_lm import speaker
+    from llmcodec_jax.web.server import Voice
+
+    lm = speaker.load(run)
+
+    def speak(text: str) -> np.ndarray:
+        wav = generate.speak(lm, text)
+        assert isinstance(wav, np.ndarray)  # a list for a list of texts alone
+        return wav
+
+    return Voice(speak, lm.codec.sample_rate)
 
 
 @answer_errors
@@ -26,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         metavar="CODEC",
         help="codec to offer, repeatable; else mini",
     )
+    parser.add_argument("--lm", metavar="RUN", help="a tts run of speech_train that speaks")
     parser.add_argument("--host", default="127.0.0.1", help="address to serve on")
     parser.add_argument("--port", type=int, default=7860, help="0 takes a free one")
     parser.add_argument("--no-browser", action="store_true", help="do not open the page")
@@ -35,10 +58,11 @@ def main(argv: list[str] | None = None) -> int:
     from llmcodec_jax.codec import store
     from llmcodec_jax.web.server import PageServer
 
+    voice = open_voice(args.lm) if args.lm else None
     chosen = args.codec or ["mini"]
     codecs = {store.short_name(codec): llmcodec_jax.load_codec(codec) for codec in chosen}
     try:
-        server = PageServer((args.host, args.port), codecs)
+        server = PageServer((args.host, args.port), codecs, voice)
     except (OSError, OverflowError) as error:
         raise UserError(f"{args.host}:{args.port}: {error}; try --port 0") from error
     print(f"{', '.join(codecs)}: {server.url} (Ctrl-C ends it)", flush=True)

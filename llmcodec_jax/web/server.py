@@ -4,6 +4,8 @@
     GET  /api/codecs                      JSON: what each codec is
     POST /api/encode?codec=NAME&rate=HZ   mono float32 samples -> int32 codes, X-Num-Samples
     POST /api/decode?codec=NAME           int32 codes -> float32 samples at the codec's rate
+    GET  /api/speech                      JSON: {"sample_rate": HZ} if a speech LM speaks, else null
+    POST /api/speak                       text -> float32 samples at that rate
 
 Numbers travel as little-endian bytes.
 """
@@ -13,21 +15,24 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 
 from llmcodec_jax.codec.inference import Codec
+from llmcodec_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 PAGE = Path(__file__).parent / "page"
 KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
 MAX_BYTES = 64 << 20  # of a request: some six minutes of 48 kHz sound
+MAX_TEXT = 4000  # bytes
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 POLICY = (
     "default-src 'self'; connect-src 'self' blob:; media-src blob:; img-src 'self' data:; "
@@ -39,13 +44,26 @@ class RequestError(ValueError):
     """A request that cannot be answered; the message is for the person at the page."""
 
 
+class Voice(NamedTuple):
+    """What says a text."""
+
+    speak: Callable[[str], np.ndarray]  # -> float32 [N]; ValueError or UserError in words
+    sample_rate: int  # Hz
+
+
 class PageServer(ThreadingHTTPServer):
     """Serves the page for codecs by name; one request at a time reaches a codec."""
 
     daemon_threads = True
 
-    def __init__(self, address: tuple[str, int], codecs: Mapping[str, Codec]):
-        """`address`: (host, port), port 0 for a free one. Raises OSError where it is taken."""
+    def __init__(
+        self, address: tuple[str, int], codecs: Mapping[str, Codec], voice: Voice | None = None
+    ):
+        """`address`: (host, port), port 0 for a free one. Raises OSError where it is taken.
+
+        `voice`: what says a text, if anything does.
+        """
+        self.voice = voice
         self.codecs = dict(codecs)
         self.descriptions = [{"name": n, **c.describe()} for n, c in codecs.items()]
         self.computing = threading.Lock()
@@ -97,6 +115,10 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/api/codecs":
             body = json.dumps(self.server.descriptions).encode()
             return self._send(HTTPStatus.OK, "application/json", body)
+        if path == "/api/speech":
+            voice = self.server.voice
+            about = {"sample_rate": voice.sample_rate} if voice else None
+            return self._send(HTTPStatus.OK, "application/json", json.dumps(about).encode())
         name = {"/": "index.html", "/backend.js": "http_backend.js"}.get(path, path[1:])
         files = {file.name: file for file in PAGE.iterdir() if file.suffix in KINDS}
         if name not in files:
@@ -106,6 +128,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _post(self) -> None:
         url = urlsplit(self.path)
+        if url.path == "/api/speak":
+            return self._speak()
         query = {name: values[0] for name, values in parse_qs(url.query).items()}
         codec = self.server.codecs.get(query.get("codec", ""))
         if codec is None or url.path not in ("/api/encode", "/api/decode"):
@@ -119,11 +143,26 @@ class Handler(BaseHTTPRequestHandler):
                     self._decode(codec, np.frombuffer(body, "<i4"))
         except ValueError as error:  # the codec's own word on the sound or the tokens
             raise RequestError(str(error)) from error
+        return None
 
-    def _body(self) -> bytes:
+    def _speak(self) -> None:
+        if self.server.voice is None:
+            raise RequestError("nothing speaks here: start the page with --lm RUN")
+        text = self._body(1, MAX_TEXT).decode("utf-8", "replace").strip()
+        if not text:
+            raise RequestError("write what is to be said")
+        try:
+            with self.server.computing:
+                wav = self.server.voice.speak(text)
+        except (ValueError, UserError) as error:
+            raise RequestError(str(error)) from error
+        self._send_numbers(np.asarray(wav, "<f4"), {})
+
+    def _body(self, unit: int = 4, most: int = MAX_BYTES) -> bytes:
         length = self.headers.get("Content-Length", "")
-        if not length.isdecimal() or int(length) > MAX_BYTES or int(length) % 4:
-            raise RequestError(f"send up to {MAX_BYTES >> 20} MiB of numbers of four bytes")
+        if not length.isdecimal() or int(length) > most or int(length) % unit:
+            wanted = f"{most >> 20} MiB of numbers of four bytes" if unit > 1 else f"{most} bytes"
+            raise RequestError(f"send up to {wanted}")
         return self.rfile.read(int(length))
 
     def _encode(self, codec: Codec, wav: np.ndarray, rate: str) -> None:

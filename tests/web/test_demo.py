@@ -12,7 +12,7 @@ import pytest
 import llmcodec_jax
 from llmcodec_jax import audio, demo
 from llmcodec_jax.codec import tokens
-from llmcodec_jax.web.server import PageServer
+from llmcodec_jax.web.server import PageServer, Voice
 from tests.browser import chromium, wait_for
 from tests.tiny import RATE, babble
 
@@ -85,6 +85,29 @@ def test_what_cannot_be_answered_is_said_in_words(server):
     assert "empty" in refusal(lambda: post(server, encode + "16000", b""))
     wrong = np.array([0, 99_999], "<i4").tobytes()
     assert "codes reach" in refusal(lambda: post(server, "api/decode?codec=mini", wrong))
+
+
+def test_a_text_is_said_where_something_speaks(server):
+    assert json.loads(get(server, "api/speech")[1]) is None
+    assert "--lm" in refusal(lambda: post(server, "api/speak", b"hello"))
+    heard = []
+
+    def speak(text):
+        heard.append(text)
+        if text == "?":
+            raise ValueError("not to be said")
+        return np.arange(3, dtype=np.float32)
+
+    with PageServer(("127.0.0.1", 0), {}, Voice(speak, RATE)) as speaking:
+        threading.Thread(target=speaking.serve_forever, daemon=True).start()
+        assert json.loads(get(speaking, "api/speech")[1]) == {"sample_rate": RATE}
+        _, body = post(speaking, "api/speak", " grüße ".encode())
+        np.testing.assert_array_equal(np.frombuffer(body, "<f4"), [0, 1, 2])
+        assert "not to be said" in refusal(lambda: post(speaking, "api/speak", b"?"))
+        assert "write what" in refusal(lambda: post(speaking, "api/speak", b"  "))
+        assert "4000 bytes" in refusal(lambda: post(speaking, "api/speak", b"a" * 5000))
+        speaking.shutdown()
+    assert heard == ["grüße", "?"]
 
 
 def test_other_sites_get_no_answer(server):

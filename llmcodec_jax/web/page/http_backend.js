@@ -27,3 +27,13 @@ export async function decode(codec, tokens) {
   const response = await ask(`api/decode?${new URLSearchParams({ codec: codec.name })}`, tokens.codes);
   return new Float32Array(await response.arrayBuffer()).slice(0, tokens.num_samples);
 }
+
+/** -> {sample_rate} where a speech LM speaks, else null. */
+export async function speech() {
+  return (await ask("api/speech")).json();
+}
+
+/** Text -> Float32Array at the speech LM's rate. */
+export async function speak(text) {
+  return new Float32Array(await (await ask("api/speak", text)).arrayBuffer());
+}

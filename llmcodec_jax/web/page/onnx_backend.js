@@ -47,3 +47,12 @@ async function resample(pcm, from, to) {
   source.start();
   return (await context.startRendering()).getChannelData(0);
 }
+
+/** Nothing speaks in the browser alone. */
+export async function speech() {
+  return null;
+}
+
+export async function speak() {
+  throw new Error("no speech LM runs in the browser");
+}

@@ -1,5 +1,5 @@
 // The page: a sound comes in, every chosen codec answers with a card to look at and to listen to.
-import { codecs, decode, encode, where } from "./backend.js";
+import { codecs, decode, encode, speak, speech, where } from "./backend.js";
 import { drawMel, drawStrip, drawWave } from "./draw.js";
 import { readSound, record, writeNpz, writeWav } from "./sound.js";
 
@@ -153,6 +153,21 @@ document.addEventListener("drop", (event) => {
   document.body.classList.remove("dropping");
   hearFile(event.dataTransfer.files[0]);
 });
+let voice = null;
+find("speech").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const text = find("text").value.trim(), button = find("speech").querySelector("button");
+  if (!text || busy || button.disabled) return;
+  button.disabled = true;
+  say("the speech LM speaks …");
+  try {
+    await hear({ pcm: await speak(text), rate: voice.sample_rate }, text);
+  } catch (error) {
+    say(error.message || String(error), true);
+  } finally {
+    button.disabled = false;
+  }
+});
 let waiting = 0;
 window.addEventListener("resize", () => {
   clearTimeout(waiting);
@@ -161,6 +176,8 @@ window.addEventListener("resize", () => {
 
 try {
   known = await codecs();
+  voice = await speech();
+  find("speech").hidden = !voice;
   find("where").textContent = where;
   for (const codec of known) {
     const label = document.createElement("label"), box = document.createElement("input");
