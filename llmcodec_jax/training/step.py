@@ -198,7 +198,7 @@ def update_discriminators(
         "discriminator_opt_state": opt_state,
     }
     report["lr/discriminators"] = group.rate(state.step, method.schedule)
-    return Update(changes, {"discriminators": optax.global_norm(gradients)}, report)
+    return Update(changes, {"discriminators": optax.tree.norm(gradients)}, report)
 
 
 def accept(state: TrainState, proposed: TrainState, ok: jax.Array) -> TrainState:
