@@ -280,6 +280,7 @@ def test_command_on_foreign_token_files(tmp_path, capsys):
     assert report["small_lm"]["look_ahead"] is None  # there is no codec to ask
 
 
+@pytest.mark.slow
 def test_lora_trains_adapters_and_rows_only(tmp_path):
     from llmcodec_jax.lm import huggingface
 

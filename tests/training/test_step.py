@@ -94,6 +94,7 @@ def well_conditioned(**changes) -> Method:
     return tiny_method(weights=weights, **changes)
 
 
+@pytest.mark.slow
 def test_accumulation_gives_the_full_batch_gradient(lm, state):
     """Two micro-batches with uneven padding and missing texts add up to the whole."""
     batch = tiny_batch()
@@ -148,6 +149,7 @@ def test_padding_never_enters_a_loss(full_step, state, lm):
         np.testing.assert_allclose(value, dirty_report[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_frozen_codec_stays_bit_identical_while_the_rest_learns(lm):
     schedule = dataclasses.replace(tiny_method().schedule, codec_start=0.5, ftp_start=0.5)
     method = tiny_method(schedule=schedule)
@@ -274,6 +276,7 @@ def test_r1_under_accumulation_works_on_micro_batches(lm, state):
     )
 
 
+@pytest.mark.slow
 def test_parameters_that_overflow_are_not_accepted(lm):
     """Finite losses and gradients, but a step so long that what it leads to is not finite."""
     group = Group("all", ".*", "sgd", learning_rate=3e38, final=1.0, clip=1e30, weight_decay=1e3)
