@@ -39,6 +39,7 @@ COMMANDS = {
     ),
     "generate": Command("generate", "speech out of a speech LM: text, voices, clips", "train"),
     "reproduce": Command("reproduce", "the study in miniature", "train", takes_config=True),
+    "rates": Command("study.rates", "a codec's levels: bits a second against quality", "train"),
     "prepare": Command("data.prepare", "a corpus -> shards that load fast", "train"),
     "units": Command("semantics.units", "k-means units of a speech encoder's layer"),
     "embedded": Command("data.embedded", "fetch the quickstart's speech and LM", "train"),

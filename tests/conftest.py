@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -23,6 +24,11 @@ from llmcodec_jax.lm.config import to_huggingface
 from llmcodec_jax.lm.decoder import init_params
 from llmcodec_jax.lm.weights import unstacked
 from tests.tiny import RATE, WORDS, babble, tiny_lm_config
+
+
+def pytest_configure():
+    """Ctrl-C is heeded by the tests and their children, from a shell's background too."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

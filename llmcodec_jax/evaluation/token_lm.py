@@ -220,9 +220,8 @@ def train(
 def _optimiser(protocol: TokenLMProtocol, tuned: bool):
     """The optimiser and its compiled update, shared by all seeds."""
     rate = protocol.lora_learning_rate if tuned else protocol.learning_rate
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, rate, max(protocol.steps // 10, 1), protocol.steps
-    )
+    steps = max(protocol.steps, 2)  # a schedule has a rise and a fall
+    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, max(steps // 10, 1), steps)
     optimiser = optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.adamw(schedule, weight_decay=protocol.weight_decay),

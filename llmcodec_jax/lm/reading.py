@@ -17,7 +17,6 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from llmcodec_jax.errors import UsageError
 from llmcodec_jax.types import CodecOutput
@@ -60,14 +59,3 @@ def reading(reads: str, levels: int) -> Reading:
     check_reads(reads, "lm.reads")
     read = 1 if reads == "first" else levels
     return Reading(levels=read, places=read if reads == "flat" else 1)
-
-
-def sources(horizons: int, levels: int, places: int) -> tuple[np.ndarray, np.ndarray]:
-    """Whence head k + 1 predicts a level: (position in its frame, frames ahead), int32 [K, L].
-
-    With a position for each level the K-th next code is that many positions on, of whatever level
-    stands there; with one position a frame, each level of the frame K - 1 frames on.
-    """
-    ahead, level = np.arange(horizons)[:, None], np.arange(levels)
-    place = (level - ahead) % places
-    return place.astype(np.int32), ((place + ahead) // places).astype(np.int32)

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from llmcodec_jax.lm.reading import sources
 from llmcodec_jax.ops.blocks import over_blocks
 from llmcodec_jax.ops.placement import BATCH_AXES, WEIGHT_AXES, axes_in, current_mesh
 from llmcodec_jax.types import Losses
@@ -53,7 +53,7 @@ def ftp_loss(
     prefix of each clip). With one level and position: hidden[:, t] has seen codes < t.
     Returns "ftp/k" -> (sum of cross-entropy, codes) and "accuracy/ftp_k" -> (correct, codes) for
     k = 1..K, where both the state and the k-th code after what it has seen exist
-    (`lm.reading.sources`). The paper's loss is sum_k w_k * sum_k / count_k with w from
+    (`sources`). The paper's loss is sum_k w_k * sum_k / count_k with w from
     `lm.heads.horizon_weights` and counts over the whole batch. Gradients reach hidden and heads.
     On a `mesh` (default: the one in force) each device adds up its own clips' gradient; heads
     split by rows over the weight axes are gathered one at a time, and each one's gradient is
@@ -90,6 +90,17 @@ def future_targets(
     labels = [[later(codes[..., q], by) for q, by in enumerate(row)] for row in ahead]
     valid = [[frame_mask & later(frame_mask, by) for by in row] for row in ahead]
     return Targets(jnp.array(labels, jnp.int32), jnp.array(valid), jnp.asarray(place))
+
+
+def sources(horizons: int, levels: int, places: int) -> tuple[np.ndarray, np.ndarray]:
+    """Whence head k + 1 predicts a level: (position in its frame, frames ahead), int32 [K, L].
+
+    With a position for each level the K-th next code is that many positions on, of whatever level
+    stands there; with one position a frame, each level of the frame K - 1 frames on.
+    """
+    ahead, level = np.arange(horizons)[:, None], np.arange(levels)
+    place = (level - ahead) % places
+    return place.astype(np.int32), ((place + ahead) // places).astype(np.int32)
 
 
 def fused_linear_cross_entropy(

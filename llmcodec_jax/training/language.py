@@ -16,7 +16,6 @@ import jax.numpy as jnp
 
 from llmcodec_jax import bridge as bridging
 from llmcodec_jax.lm import decoder
-from llmcodec_jax.lm.reading import sources
 from llmcodec_jax.losses import alignment, ftp
 from llmcodec_jax.ops.placement import keep_split_by_clip
 from llmcodec_jax.training.method import Method
@@ -204,7 +203,8 @@ def target_gradient(
     states = jax.lax.stop_gradient(hidden).astype(jnp.float32)
     states = states.reshape(batch, frames, read.places, width)
     states = jnp.pad(states, ((0, 0), (horizons, 0), (0, 0), (0, 1)), constant_values=1.0)
-    by_level = jax.tree.map(lambda x: jnp.asarray(x).T, sources(horizons, read.levels, read.places))
+    sources = ftp.sources(horizons, read.levels, read.places)
+    by_level = jax.tree.map(lambda x: jnp.asarray(x).T, sources)
 
     def one(sums, level):
         q, logits, share, labels, (places, ahead) = level

@@ -191,6 +191,7 @@ def test_a_trainer_stops_when_its_launcher_was_killed(tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     launcher.kill()
+    launcher.wait()
     while "asked to stop" not in log.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.05)

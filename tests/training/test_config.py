@@ -49,7 +49,8 @@ def test_group_starts_follow_the_schedule(config):
     c.schedule.codec_start = c.schedule.lm_start
     run = read_config(c)
     for group in run.optim.groups.values():
-        assert run.schedule.start_of(group.start) == getattr(run.schedule, group.start)
+        wanted = getattr(run.schedule, group.start) if group.start else 0.0
+        assert run.schedule.start_of(group.start) == wanted
 
 
 def test_an_unknown_start_is_refused():

@@ -1,10 +1,12 @@
 """One run at a time in a folder: refused while the holder lives, taken over once it is gone."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,40 +24,40 @@ with FolderLock({folder!r}):
 """
 
 
-def holder(folder) -> subprocess.Popen:
+@contextlib.contextmanager
+def holder(folder) -> Iterator[subprocess.Popen]:
     script = HOLD.format(root=str(Path(__file__).parents[2]), folder=str(folder))
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "held\n"
-    return process
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
 
 
 def test_a_second_process_is_refused_by_name_and_the_first_goes_on(tmp_path):
-    first = holder(tmp_path)
-    before = (tmp_path / lock.NAME).read_text()
-    with (
-        pytest.raises(LockedError, match=rf"in use by process {first.pid} on "),
-        FolderLock(tmp_path),
-    ):
-        pass
-    assert (tmp_path / lock.NAME).read_text() == before
-    first.kill()
-    first.wait()
+    with holder(tmp_path) as first:
+        before = (tmp_path / lock.NAME).read_text()
+        with (
+            pytest.raises(LockedError, match=rf"in use by process {first.pid} on "),
+            FolderLock(tmp_path),
+        ):
+            pass
+        assert (tmp_path / lock.NAME).read_text() == before
 
 
 @pytest.mark.parametrize("reaped", [True, False])
 def test_a_killed_holder_is_recognised_at_once(tmp_path, reaped):
-    first = holder(tmp_path)
-    first.kill()
-    if reaped:
-        first.wait()
-    else:
-        time.sleep(0.2)  # a zombie still has its process id
-    begun = time.monotonic()
-    with FolderLock(tmp_path):
-        assert json.loads((tmp_path / lock.NAME).read_text())["pid"] == os.getpid()
-    assert time.monotonic() - begun < 5
-    assert not (tmp_path / lock.NAME).exists()
-    first.wait()
+    with holder(tmp_path) as first:
+        first.kill()
+        if reaped:
+            first.wait()
+        else:
+            time.sleep(0.2)  # a zombie still has its process id
+        begun = time.monotonic()
+        with FolderLock(tmp_path):
+            assert json.loads((tmp_path / lock.NAME).read_text())["pid"] == os.getpid()
+        assert time.monotonic() - begun < 5
+        assert not (tmp_path / lock.NAME).exists()
 
 
 def test_a_process_id_that_was_given_away_again_holds_nothing(tmp_path):

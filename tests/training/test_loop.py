@@ -287,8 +287,8 @@ def test_the_runs_own_limits_hold_unless_the_environment_says_else(monkeypatch):
 def test_goodput_is_the_share_of_time_in_steps(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
-    data = types.SimpleNamespace(batch_size=2, clip_seconds=1.0)
-    run = types.SimpleNamespace(config=types.SimpleNamespace(data=data), mesh=sharding.make_mesh())
+    config = types.SimpleNamespace(audio_per_step=2.0)
+    run = types.SimpleNamespace(config=config, mesh=sharding.make_mesh())
     clock = loop.Clock(run, 0)
     clock.stop()  # compiling
     now[0] += 6

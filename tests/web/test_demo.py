@@ -1,5 +1,6 @@
 """The page to try codecs on: its server as a browser talks to it, and the page in a browser."""
 
+import contextlib
 import http.client
 import json
 import threading
@@ -116,10 +117,11 @@ def test_other_sites_get_no_answer(server):
     rebound = {"Host": "elsewhere.example"}
     assert "own computer" in refusal(lambda: get(server, "api/codecs", rebound))
     connection = http.client.HTTPConnection(*server.server_address[:2], timeout=10)
-    connection.putrequest("POST", "/api/encode?codec=mini&rate=16000")
-    connection.putheader("Content-Length", str(1 << 40))  # must not be waited for
-    connection.endheaders()
-    assert connection.getresponse().status == 400
+    with contextlib.closing(connection):
+        connection.putrequest("POST", "/api/encode?codec=mini&rate=16000")
+        connection.putheader("Content-Length", str(1 << 40))  # must not be waited for
+        connection.endheaders()
+        assert connection.getresponse().status == 400
 
 
 def test_the_command_answers_bad_codecs_and_ports(capsys, server):
