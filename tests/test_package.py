@@ -90,6 +90,20 @@ def test_extras_named_by_commands_exist():
     assert {command.extra for command in COMMANDS.values()} - {""} <= extras.keys()
 
 
+PARSED_BY_ARGPARSE = [name for name, command in COMMANDS.items() if not command.takes_config]
+
+
+@pytest.mark.parametrize("name", PARSED_BY_ARGPARSE)
+def test_help_of_a_command_is_no_failure(name, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", sys.argv)  # which the command is given
+    try:
+        status = main([name, "--help"])
+    except SystemExit as end:
+        status = end.code
+    assert status == 0
+    assert capsys.readouterr().out.strip()
+
+
 def test_an_unknown_command_is_refused_with_the_list(capsys):
     assert main(["enocde"]) == 2
     assert usage() in capsys.readouterr().err

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 import time
 from typing import NamedTuple
 
@@ -137,7 +138,7 @@ def describe(parts: dict[str, Cost], clips: int) -> str:
 @answer_errors
 def main(arguments: list[str] | None = None) -> int:
     """Measures and prints."""
-    command_line.parse_flags(["benchmarks step", *(arguments or [])])
+    command_line.parse_sub_flags(sys.modules[__name__], "benchmarks step", arguments or [])
     config = read_config(command_line.CONFIG.value)
     print(describe(measure(config, STEPS.value), config.data.batch_size))
     return 0

@@ -29,6 +29,15 @@ def start(main: Callable) -> None:
     app.run(main, flags_parser=parse_flags)
 
 
+def parse_sub_flags(module: types.ModuleType, command: str, arguments: list[str]) -> None:
+    """`parse_flags` for a command below another, whose help is not the main module's."""
+    if {"-h", "--help"} & {*arguments}:
+        shown = [flags.FLAGS.module_help(name) for name in (__name__, module.__name__)]
+        print(module.__doc__, *shown, sep="\n")
+        sys.exit(0)
+    parse_flags([command, *arguments])
+
+
 def parse_flags(argv: list[str]) -> list[str]:
     """absl's parser; --help exits with 0, a wrong flag or config field with 2 and one line."""
     if any(re.fullmatch(r"--?h(elp(short|full|xml)?)?", word) for word in argv[1:]):

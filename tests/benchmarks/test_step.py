@@ -32,6 +32,14 @@ def test_the_table_states_shares_of_the_whole():
     assert "2.00 CPU s a clip" in table
 
 
+def test_help_is_the_benchmarks_own(capsys):
+    with pytest.raises(SystemExit) as end:
+        step.main(["--help"])
+    assert end.value.code == 0
+    said = capsys.readouterr().out
+    assert all(word in said for word in ("--steps", "--config", "part by part"))
+
+
 @pytest.mark.slow
 def test_parts_add_up():
     parts = step.measure(shrunk(), steps=1)
