@@ -27,8 +27,9 @@ from tests.tiny import RATE, WORDS, babble, tiny_lm_config
 
 
 def pytest_configure():
-    """Ctrl-C is heeded by the tests and their children, from a shell's background too."""
+    """Signals are heeded by the tests and their children, under nohup and in the background too."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ stores alike.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 NAME = "run.lock"
 RENEW = 15.0  # seconds between two renewals
 PATIENCE = 60.0  # seconds without one after which a holder elsewhere is gone
+READS = 5  # attempts to read an object that is being renewed
 SETTLE = 2.0  # seconds until of two that wrote at the same time the last is seen by both
 
 
@@ -142,10 +144,20 @@ class FolderLock:
     def _holder(self) -> dict:
         """What the file says, {} where there is none or it says nothing."""
         try:
-            found = json.loads(self._file.read_text())
+            found = json.loads(self._read())
         except (FileNotFoundError, json.JSONDecodeError):
             return {}
         return found if isinstance(found, dict) and "pid" in found else {}
+
+    def _read(self) -> str:
+        for _ in range(READS - 1):
+            try:
+                return self._file.read_text()
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+                # An object that was renewed between being opened and being read.
+        return self._file.read_text()
 
     def _write(self, beats: int = 0) -> None:
         text = json.dumps(self._mine | {"beats": beats})
@@ -159,8 +171,11 @@ class FolderLock:
     def _keep(self) -> None:
         beats = 0
         while not self._done.wait(self._renew):
-            if self._holder().get("token") != self._mine["token"]:
-                logger.error("%s: another process has taken this folder over; leaving", self._file)
-                os._exit(FAILED)  # at once: a save would go over the other's
-            beats += 1
-            self._write(beats)
+            try:
+                if self._holder().get("token") != self._mine["token"]:
+                    logger.error("%s: another process has taken this folder; leaving", self._file)
+                    os._exit(FAILED)  # at once: a save would go over the other's
+                self._write(beats + 1)
+                beats += 1
+            except OSError as error:  # of a network that may be back before anyone's patience ends
+                logger.warning("%s could not be renewed (%s); trying again", self._file, error)

@@ -1,6 +1,7 @@
 """One run at a time in a folder: refused while the holder lives, taken over once it is gone."""
 
 import contextlib
+import errno
 import json
 import os
 import subprocess
@@ -120,3 +121,23 @@ def test_a_bucket_is_held_by_one(tmp_path, monkeypatch):
         with FolderLock("s3://corpora/run", **quick) as held:
             assert held._file.exists()
         assert not held._file.exists()
+
+
+def test_a_busy_object_is_read_again_and_a_failing_store_outlived(tmp_path, monkeypatch, caplog):
+    failures = [OSError(errno.EBUSY, "renewed while it was read"), OSError("no route to host")]
+    with FolderLock(tmp_path, renew=0.01) as held:
+        read = held._file.read_text
+
+        def unreliable(_):
+            if failures:
+                raise failures.pop(0)
+            return read()
+
+        monkeypatch.setattr(type(held._file), "read_text", unreliable)
+        deadline = time.monotonic() + 20
+        while failures or json.loads((tmp_path / lock.NAME).read_bytes())["beats"] < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        monkeypatch.undo()
+    assert "no route to host" in caplog.text
+    assert not (tmp_path / lock.NAME).exists()
