@@ -4,13 +4,19 @@ import json
 import os
 import signal
 import tempfile
+from importlib import metadata
 from pathlib import Path
 
 # Compilation dominates these tests: programs that occur twice, in subprocesses too, are kept.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="llmcodec-xla-"))
-# Nearly every program here runs once on tiny arrays: LLVM's optimisations cost two fifths of the
-# suite's CPU time and gain nothing. XLA_FLAGS="" runs the tests on code as users get it.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Nearly every program here runs once on tiny arrays: what optimising it costs is never earned back
+# (a training step: 74 CPU seconds without the second flag, 47 with both). A flag that is unknown
+# ends the process, and newer releases do not know the second. XLA_FLAGS="" tests what users get.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0"
+    + " --xla_cpu_use_fusion_emitters=false" * metadata.version("jaxlib").startswith("0.10."),
+)
 
 import jax
 import jax.numpy as jnp
