@@ -13,6 +13,14 @@ from ml_collections import ConfigDict
 from configs import miniature
 
 LANGUAGES = ("en", "es", "fr", "it", "ru")
+# Half of all clips are real voices of which there are many; the rest keeps what is known.
+SOURCES = (
+    ("folder:data/mini/librispeech", 0.52, "speech"),
+    ("librispeech:data/mini/voices_en", 0.12, "speech"),
+    *((f"librispeech:data/mini/prompts_{code}", 0.06, "speech") for code in LANGUAGES),
+    ("folder:data/mini/music", 0.04, "music"),
+    ("folder:data/mini/sound", 0.02, "audio"),
+)
 
 
 def get_config() -> ConfigDict:
@@ -27,12 +35,5 @@ def get_config() -> ConfigDict:
         c.optim.groups[name].update(learning_rate=1e-3, warmup=0.05, final=0.02)
     c.weights.mel_final = c.weights.mel
 
-    # Half of all clips are real voices of which there are many; the rest keeps what is known.
-    c.data.sources = (
-        ("folder:data/mini/librispeech", 0.52, "speech"),
-        ("librispeech:data/mini/voices_en", 0.12, "speech"),
-        *((f"librispeech:data/mini/prompts_{code}", 0.06, "speech") for code in LANGUAGES),
-        ("folder:data/mini/music", 0.04, "music"),
-        ("folder:data/mini/sound", 0.02, "audio"),
-    )
+    c.data.sources = SOURCES
     return c

@@ -63,6 +63,8 @@ class StudyConfig:
     teachers: Mapping[str, TeacherConfig]
     variants: Mapping[str, Variant]
     shares: Mapping[str, float]  # of each domain in a batch
+    # (source, weight, domain) as in `data.sources`; () takes the sub-folders of --data by `shares`.
+    sources: tuple[tuple[str, float, str], ...] = ()
     evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
 
     def rows(self, seed: int) -> list[str]:
@@ -85,6 +87,7 @@ def default_study() -> ConfigDict:
     """Every option of a study with its default; teachers, rows, domains are for a file to add."""
     sections = {"base": default_config(), "tuned": default_config()}
     empty: dict[str, Any] = {name: ConfigDict() for name in ("teachers", "variants", "shares")}
+    empty["sources"] = ()
     return ConfigDict(sections | empty | {"evaluation": fields.defaults(Evaluation)})
 
 
@@ -129,6 +132,7 @@ def read_study(config: ConfigDict) -> StudyConfig:
         teachers=teachers,
         variants=variants,
         shares=config.shares.to_dict(),
+        sources=tuple(tuple(source) for source in config.sources),
         evaluation=evaluation,
     )
 

@@ -58,10 +58,10 @@ def check_inputs(folder: Path, inputs: dict) -> None:
 
 
 def gather(study: StudyConfig, data: Path) -> Material:
-    """The clips below `data`, split as the base codec's training splits them."""
+    """The clips of the study's sources or below `data`, split as the base's training does."""
     options = {name: study.base.data[name] for name in ("eval_fraction", "eval_max")}
     return Material(
-        find_sources(data, dict(study.shares)),
+        study.sources or find_sources(data, dict(study.shares)),
         study.base.codec.sample_rate,
         options | {"by": study.base.data.split_by},
         find_unseen(data),
