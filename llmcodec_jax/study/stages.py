@@ -71,7 +71,7 @@ def gather(study: StudyConfig, data: Path) -> Material:
 def train_run(config: ConfigDict, folder: Path, sources: tuple) -> None:
     """One training run, unless its report is there already. Raises InterruptedRunError."""
     config.data.sources = sources
-    check_inputs(folder, {**config.to_dict(), "data": {**config.data, "sources": None}})
+    check_inputs(folder, {**config.to_dict(), "data": config.data.to_dict() | {"sources": None}})
     if (folder / "report.html").exists():
         return
     logger.info("training %s, %d steps", folder.name, config.total_steps)

@@ -16,6 +16,7 @@ from llmcodec_jax import audio, reproduce
 from llmcodec_jax.codec import store
 from llmcodec_jax.data.cache import cache_dir
 from llmcodec_jax.data.packages import FetchError
+from llmcodec_jax.errors import UsageError
 from llmcodec_jax.study import public_audio, results, stages
 from llmcodec_jax.study.config import read_study, scale, variant_config
 from llmcodec_jax.study.material import HELD_OUT, find_sources
@@ -66,6 +67,16 @@ def shrunk(tiny_lm, **seeds):
     for name, row in c.variants.items():
         row.seeds = seeds.get(name, 0)
     return c
+
+
+def test_a_stage_notes_what_it_is_made_from_and_refuses_another(tiny_lm, tmp_path, monkeypatch):
+    monkeypatch.setattr(stages.training, "run", lambda config, folder: True)
+    config = shrunk(tiny_lm).base
+    stages.train_run(config, tmp_path, (("folder:here", 1.0, "speech"),))
+    stages.train_run(config, tmp_path, (("folder:moved", 1.0, "speech"),))
+    config.data.augment.speed = 0.5
+    with pytest.raises(UsageError, match="another data"):
+        stages.train_run(config, tmp_path, ())
 
 
 @pytest.mark.slow
