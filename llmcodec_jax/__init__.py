@@ -26,7 +26,7 @@ def load_codec(codec: str | Path, dtype: str = "float32", batch_size: int | None
 
     `codec`: "mini", which comes with the package (a path of that name wins), a run folder, a
     converted folder, a `.safetensors` export, a published `.pt`, a Hugging Face model folder
-    (`config.json` and `model.safetensors`), or "hf:OWNER/NAME[@REVISION][/FILE]"; or a folder with
+    (`config.json` and `model.safetensors`), or `hf:OWNER/NAME[@REVISION][/FILE]`; or a folder with
     Lyra V2's three `.tflite` files (`codec.lyra`), which keep their own number types.
     `dtype`: of matrix products, "float32" or "bfloat16"; the code search stays float32.
     `batch_size`: clips computed at once; by default 1 on CPUs, 8 on accelerators.

@@ -49,7 +49,7 @@ def load(codec: str | Path, expect: types.Codec | None = None) -> tuple[types.Co
     """Any CODEC -> (module, {"params", ...} of numpy arrays).
 
     `codec`: a run folder, a codec folder, a `.safetensors` or `.pt` file, a Hugging Face model
-    folder, "hf:OWNER/NAME[@REVISION][/FILE]", or "mini" (shipped; a path of that name wins). With
+    folder, `hf:OWNER/NAME[@REVISION][/FILE]`, or "mini" (shipped; a path of that name wins). With
     `expect` the parameters must be that module's (LayoutError names those that differ) and that
     module is returned; otherwise the architecture is the file's.
 
