@@ -89,8 +89,8 @@ def _reconstruction_parser(commands) -> None:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="measures beside si_sdr and mcd that need optional packages: wer, speaker, dnsmos "
-        "(docs/evaluation.md)",
+        help="measures beside si_sdr and mcd that need optional packages: wer, speaker, dnsmos, "
+        "utmos (docs/evaluation.md)",
     )
     parser.set_defaults(run=score_reconstruction)
 

@@ -75,6 +75,15 @@ def write(target: Any, rows: Iterable[dict], kind: pa.Schema) -> None:
             writer.write_table(pa.Table.from_pylist(group, kind))
 
 
+def is_table(file: str) -> bool:
+    """Whether a Parquet file has a table's columns. Raises AudioError where it cannot be read."""
+    try:
+        names = _open(file).schema_arrow.names
+    except (OSError, pa.ArrowException) as error:
+        raise AudioError(f"{file}: cannot be read as Parquet ({error})") from error
+    return all(name in names or name == "hop" for name in _FIRST)
+
+
 class TokenTable:
     """Random access to a table's rows; picklable.
 

@@ -12,7 +12,7 @@ import scipy.fft
 
 from llmcodec_jax import audio
 from llmcodec_jax.errors import UsageError
-from llmcodec_jax.evaluation import speaker, whisper
+from llmcodec_jax.evaluation import speaker, utmos, whisper
 from llmcodec_jax.ops import dsp
 
 OPTIONAL = {
@@ -24,6 +24,7 @@ OPTIONAL = {
     },
     "speaker": {speaker.WEIGHTS: "--no-deps resemblyzer"},  # its weights; PyTorch is not needed
     "dnsmos": {"speechmos": "speechmos", "onnxruntime": "onnxruntime"},
+    "utmos": {},  # needs a file (`utmos.missing`)
 }
 """Measures that need more than this project's requirements -> modules they need: what to install.
 docs/evaluation.md says where each comes from and under which licence."""
@@ -51,6 +52,8 @@ def absent(names: Iterable[str]) -> dict[str, str]:
         if missing:
             packages = " ".join(modules[module] for module in missing)
             reasons[name] = f"{', '.join(missing)} not installed: pip install {packages}"
+        elif name == "utmos" and (reason := utmos.missing()):
+            reasons[name] = reason
     return reasons
 
 
@@ -69,6 +72,8 @@ def score(reference: np.ndarray, estimate: np.ndarray, rate: int, optional=()) -
     if "dnsmos" in optional:
         values["dnsmos"] = dnsmos(speech[1])
         values["dnsmos_original"] = dnsmos(speech[0])
+    if "utmos" in optional:
+        values["utmos"], values["utmos_original"] = (utmos.score(x) for x in speech[::-1])
     return values
 
 

@@ -2,12 +2,14 @@
 
 The rows are those of `generate --input`: "id", and "text" and "voice", or "continue". What is said
 is compared with the text; the voice with the recording that was given, and as a yardstick with a
-stranger's: the recording of the next row that names another one.
+stranger's: the recording of the next row that names another one. A continuation is also held
+against how its recording really goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +17,8 @@ import numpy as np
 from tqdm import tqdm
 
 from llmcodec_jax import audio
-from llmcodec_jax.evaluation import additional, speaker, whisper
+from llmcodec_jax.codec import inference
+from llmcodec_jax.evaluation import additional, speaker, utmos, whisper
 from llmcodec_jax.evaluation.reports import (
     EvaluationError,
     defined,
@@ -43,13 +46,16 @@ def evaluate(
     measures: Sequence[str] = MEASURES,
     prompt_seconds: float = 3.0,
     voice_seconds: float = 3.0,
+    codec=None,
 ) -> dict:
     """`folder` holds ID.wav (or .flac) of each row -> the report.
 
-    {"mean", "interval"} over clips of wer, cer, speaker, stranger, dnsmos; "pooled" error rates
-    (all edits by all words); "items" with what was heard; "failed", and the measures that are
-    "absent" with their install line. Of a continuation only what is new is judged, against its
-    first `prompt_seconds`.
+    {"mean", "interval"} over clips of wer, cer, speaker, stranger, dnsmos, utmos; "pooled" error
+    rates (all edits by all words); "items" with what was heard; "failed", and the measures that
+    are "absent" with their install line. Of a continuation only what is new is judged, against its
+    first `prompt_seconds`; "speaker_original" is the similarity of what the recording itself holds
+    there. With a `codec`, that is coded first, and "repeats" and "loops" of codes are counted in
+    both.
     """
     absent = additional.absent(measures)
     measures = [name for name in measures if name not in absent]
@@ -59,14 +65,21 @@ def evaluate(
         seconds = voice_seconds if row.get("voice") else prompt_seconds
         try:
             wav = audio.load(_found(folder, row["id"]), RATE)
+            original = None
             if row.get("continue"):
                 wav = wav[round(prompt_seconds * RATE) :]
+                original = _rest(row["continue"], prompt_seconds, len(wav))
             given = row.get("voice") or row.get("continue")
             voices = [_head(path, seconds) for path in (given, stranger)]
         except (audio.AudioError, FileNotFoundError) as error:
             failed[row["id"]] = str(error)
             continue
-        items[row["id"]] = score(wav, row.get("text"), *voices, measures)
+        values = score(wav, row.get("text"), *voices, measures)
+        if original is not None:
+            values |= against_original(wav, original, voices[0], measures, codec)
+        items[row["id"]] = {
+            name: defined(v) if isinstance(v, float) else v for name, v in values.items()
+        }
     report = summarise_columns([_numbers(item) for item in items.values()])
     report["clips"], report["pooled"] = len(items), pooled(list(items.values()))
     return report | {"items": items, "failed": failed, "absent": absent}
@@ -91,7 +104,41 @@ def score(
                 values[name] = speaker.similarity(other, wav)
     if "dnsmos" in measures:
         values["dnsmos"] = additional.dnsmos(wav)
+    if "utmos" in measures:
+        values["utmos"] = utmos.score(wav)
     return values
+
+
+def against_original(
+    wav: np.ndarray, original: np.ndarray, voice: np.ndarray, measures: Sequence[str], codec
+) -> dict[str, float]:
+    """A continuation and the recording's own, float32 [N] at 16 kHz, after the prompt `voice`."""
+    values = {}
+    if codec is not None:
+        written, real = (codec.encode(x, RATE) for x in (wav, original))
+        original = audio.resample(codec.decode(real), codec.sample_rate, RATE)
+        for name, codes in (("", written), ("_original", real)):
+            values |= {f"repeats{name}": repeats(codes), f"loops{name}": loops(codes)}
+    if "speaker" in measures:
+        values["speaker_original"] = speaker.similarity(voice, original)
+    return values
+
+
+def repeats(codes: np.ndarray) -> float:
+    """Share of frames [T] or [T, Q] that equal the one before; NaN for fewer than two."""
+    frames = np.asarray(codes).reshape(len(codes), -1)
+    return float((frames[1:] == frames[:-1]).all(1).mean()) if len(frames) > 1 else math.nan
+
+
+def loops(codes: np.ndarray, length: int = 5) -> float:
+    """Share of runs of `length` frames that stood before in the same clip; NaN where there is one.
+
+    A run of one frame again and again is `repeats`' and not counted.
+    """
+    frames = np.asarray(codes).reshape(len(codes), -1)
+    frames = frames[np.append(True, (frames[1:] != frames[:-1]).any(1))]
+    runs = [frames[i : i + length].tobytes() for i in range(len(frames) - length + 1)]
+    return 1 - len(set(runs)) / len(runs) if len(runs) > 1 else math.nan
 
 
 def pooled(items: Sequence[dict]) -> dict[str, float]:
@@ -107,9 +154,8 @@ def pooled(items: Sequence[dict]) -> dict[str, float]:
 
 
 def _numbers(item: dict) -> dict[str, float | None]:
-    """The measures of an item; what is not defined is null."""
-    values = {name: v for name, v in item.items() if isinstance(v, float)}
-    return {name: defined(v) for name, v in values.items()}
+    """The measures of an item, null where one is not defined."""
+    return {name: v for name, v in item.items() if v is None or isinstance(v, float)}
 
 
 def _strangers(given: Sequence[str | None]) -> list[str | None]:
@@ -128,6 +174,13 @@ def _head(path: str | None, seconds: float) -> np.ndarray | None:
     return audio.load(Path(path).expanduser(), RATE)[: round(seconds * RATE)]
 
 
+def _rest(path: str, seconds: float, samples: int) -> np.ndarray | None:
+    """What comes after, at most `samples`; None for less than a second."""
+    start = round(seconds * RATE)
+    found = audio.load(Path(path).expanduser(), RATE)[start : start + samples]
+    return found if len(found) >= RATE else None
+
+
 def _found(folder: Path, name: str) -> Path:
     for suffix in (".wav", ".flac"):
         if (folder / f"{name}{suffix}").is_file():
@@ -140,12 +193,13 @@ def run(args: argparse.Namespace) -> int:
     measures = additional.requested(args.additional)
     rows = read_rows(Path(args.list))
     seconds = {"prompt_seconds": args.prompt_seconds, "voice_seconds": args.voice_seconds}
-    report = evaluate(rows, Path(args.audio), measures, **seconds)
+    codec = inference.load(args.codec) if args.codec else None
+    report = evaluate(rows, Path(args.audio), measures, **seconds, codec=codec)
     write_json(Path(args.output), report)
     for name, value in report["mean"].items():
         interval = report["interval"][name]
         shown = "undefined on every clip" if value is None else f"{value:.4f}"
-        print(f"{name:10s} {shown}" + ("" if interval is None else f" ± {interval:.4f}"))
+        print(f"{name:16s} {shown}" + ("" if interval is None else f" ± {interval:.4f}"))
     if report["pooled"]:
         print(f"wer        {report['pooled']['wer']:.4f} pooled, {report['pooled']['words']} words")
     for name, reason in report["absent"].items():
@@ -160,6 +214,7 @@ def add_parser(commands) -> None:
     )
     parser.add_argument("--list", required=True, help="the JSON lines that generate --input read")
     parser.add_argument("--audio", required=True, help="the folder that it wrote")
+    parser.add_argument("--codec", help="counts repeats and loops of its codes in continuations")
     parser.add_argument("--output", default="generated.json", help="default: generated.json")
     parser.add_argument(
         "--additional", nargs="+", default=["wer,speaker,dnsmos"], metavar="NAME", help="measures"

@@ -64,16 +64,21 @@ def encode(mels: np.ndarray, tensors: dict[str, np.ndarray]) -> np.ndarray:
     """Parts float32 [P, frames, 40] and the published tensors -> voices [P, 256], unit length."""
     hidden = mels
     for layer in range(LAYERS):
-        hidden = _lstm(hidden, tensors, layer)
+        bias = tensors[f"lstm.bias_ih_l{layer}"] + tensors[f"lstm.bias_hh_l{layer}"]
+        matrices = (tensors[f"lstm.weight_{kind}_l{layer}"] for kind in ("ih", "hh"))
+        hidden = lstm(hidden, *matrices, bias)
     voice = np.maximum(hidden[:, -1] @ tensors["linear.weight"].T + tensors["linear.bias"], 0)
     return voice / np.linalg.norm(voice, axis=1, keepdims=True)
 
 
-def _lstm(inputs: np.ndarray, tensors: dict[str, np.ndarray], layer: int) -> np.ndarray:
-    """[P, T, in] -> hidden states [P, T, H]; gates in PyTorch's order: input, forget, cell, out."""
-    bias = tensors[f"lstm.bias_ih_l{layer}"] + tensors[f"lstm.bias_hh_l{layer}"]
-    driven = inputs @ tensors[f"lstm.weight_ih_l{layer}"].T + bias
-    recurrent = tensors[f"lstm.weight_hh_l{layer}"].T
+def lstm(
+    inputs: np.ndarray, weight: np.ndarray, recurrent: np.ndarray, bias: np.ndarray
+) -> np.ndarray:
+    """[P, T, in], weights [4 H, in] and [4 H, H], bias [4 H] -> hidden states [P, T, H].
+
+    bias: both of PyTorch's added up. Gates in PyTorch's order: input, forget, cell, out.
+    """
+    driven, recurrent = inputs @ weight.T + bias, recurrent.T
     state = cell = np.zeros((len(inputs), len(recurrent)), np.float32)
     states = []
     for step in range(inputs.shape[1]):

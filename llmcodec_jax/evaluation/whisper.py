@@ -12,6 +12,7 @@ import functools
 import importlib.util
 import math
 import os
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -88,7 +89,9 @@ def transcribe(wav: np.ndarray) -> str:
 
 @functools.cache
 def _normaliser():
-    from whisper_normalizer.english import EnglishTextNormalizer
+    with warnings.catch_warnings():  # of its own source, the first time it is compiled
+        warnings.simplefilter("ignore", SyntaxWarning)
+        from whisper_normalizer.english import EnglishTextNormalizer
 
     return EnglishTextNormalizer()
 

@@ -6,6 +6,7 @@ order, as fit. The position of a run is the number of its next sequence.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 
@@ -27,10 +28,10 @@ Make = Callable[[Clip, np.random.Generator], Document]
 class PackedBatch:
     """Sequences in rows; what is no sequence's is segment 0."""
 
-    ids: jax.Array | np.ndarray  # int32 [B, L], see `template`
+    ids: jax.Array | np.ndarray  # int32 [B, L], or [B, L, Q] of stacked levels; see `template`
     segments: jax.Array | np.ndarray  # int32 [B, L]: 1, 2, ... in each row; 0 is padding
     positions: jax.Array | np.ndarray  # int32 [B, L], within a sequence
-    predicted: jax.Array | np.ndarray  # bool [B, L], what the model learns to write
+    predicted: jax.Array | np.ndarray  # bool like `ids`, what the model learns to write
 
 
 def pack(documents: Iterator[Document], rows: int, length: int) -> tuple[PackedBatch, int]:
@@ -38,13 +39,16 @@ def pack(documents: Iterator[Document], rows: int, length: int) -> tuple[PackedB
 
     -> (batch, how many were put in). Sequences are no longer than `length`.
     """
+    documents = iter(documents)
+    first = next(documents, None)
     shape = (rows, length)
+    full = (*shape, *(() if first is None else first.ids.shape[1:]))
     batch = PackedBatch(
-        np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.int32),
-        np.zeros(shape, bool),
+        np.zeros(full, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.int32),
+        np.zeros(full, bool),
     )  # fmt: skip
     used, counts, packed = np.zeros(rows, int), np.zeros(rows, int), 0
-    for document in documents:
+    for document in itertools.chain([] if first is None else [first], documents):
         size = len(document.ids)
         fits = np.flatnonzero(used + size <= length)
         if not len(fits):

@@ -12,7 +12,7 @@ from llmcodec_jax.errors import UsageError
 from llmcodec_jax.lm.config import LMConfig, small_config
 from llmcodec_jax.ops import fields
 from llmcodec_jax.ops.fields import changeable, fixed
-from llmcodec_jax.speech_lm.template import TASKS
+from llmcodec_jax.speech_lm.template import READS, TASKS
 from llmcodec_jax.training.config import LogConfig, MeshConfig, OptimConfig, group
 from llmcodec_jax.training.optim import Group
 from llmcodec_jax.training.schedules import Schedule
@@ -33,6 +33,9 @@ class SpeechLM:
     rank: int = fixed(64)  # of LoRA
     alpha: float = 128.0  # of LoRA: its update counts alpha / rank
     dropout: float = 0.0  # of LoRA's inputs
+    # A residual codec's levels: "flat" take turns, "sum" and "delay" stand at one position, each
+    # with a head of its own (template.py); such an LM writes a frame a pass and has one horizon.
+    reads: str = fixed("flat")
     horizons: int = fixed(4)  # K heads: the first writes, the others propose (Medusa)
     # Heads and rows to start from: "text_distribution", or "from:FOLDER" (lm/vocab.py).
     rows_start: str = "text_distribution"
@@ -48,6 +51,12 @@ class SpeechLM:
             raise UsageError("lm.tune='lora' needs a pretrained lm.path to tune")
         if self.horizons < 1:
             raise UsageError("lm.horizons is at least 1: the head that writes")
+        if self.reads not in READS:
+            raise UsageError(f"lm.reads is one of {', '.join(READS)}, not {self.reads!r}")
+        if self.reads != "flat" and self.horizons > 1:
+            raise UsageError(
+                f"lm.reads={self.reads!r} writes a frame a pass: set lm.horizons=1 with it"
+            )
 
     @property
     def architecture(self) -> LMConfig:
@@ -62,7 +71,7 @@ class SpeechData:
     # librispeech:DIR, folder:DIR, ... (data/sources.py), coded once; tokens:PATH, as it is;
     # dialogues:FILE.jsonl for chat (dialogues.py).
     sources: tuple[str, ...] = ()
-    levels: int = 0  # a residual codec's levels that are read, interleaved; 0 all
+    levels: int = 0  # a residual codec's levels that are read; 0 all
     eval_fraction: float = 0.05  # of the clips, by a hash of their names
     eval_max: int = 64  # held-out clips at most
     # "name"; or "speaker" or "text": held-out voices or sentences are never trained on.
@@ -95,6 +104,8 @@ class SpeechConfig:
     def __post_init__(self):
         if self.task not in TASKS:
             raise UsageError(f"task is one of {', '.join(TASKS)}, not {self.task!r}")
+        if self.task == "chat" and self.lm.reads != "flat":
+            raise UsageError("the chat task writes text too, a position a token: lm.reads='flat'")
         if self.optim.accumulate != 1:
             raise UsageError("optim.accumulate: a speech LM's rows are not divided; leave it at 1")
 

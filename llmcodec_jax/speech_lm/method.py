@@ -15,6 +15,7 @@ import optax
 
 from llmcodec_jax.lm import decoder, heads, vocab
 from llmcodec_jax.lm.config import LMConfig
+from llmcodec_jax.lm.frames import level_heads, sum_rows
 from llmcodec_jax.lm.lora import LoRA, init_lora
 from llmcodec_jax.losses.ftp import fused_linear_cross_entropy
 from llmcodec_jax.speech_lm.batches import PackedBatch
@@ -123,11 +124,15 @@ def adapter(lm: SpeechLM, params: dict) -> LoRA | None:
 
 
 def embed(body: Any, embedding: jax.Array, ids: jax.Array) -> jax.Array:
-    """Ids of codes, marks and text [...] -> embeddings [..., H]."""
+    """Ids of codes, marks and text [B, L], or [B, L, Q] of stacked levels -> [B, L, H].
+
+    Of stacked levels the rows add up; text stands in the first alone.
+    """
     rows = len(embedding)
-    own = embedding[jnp.minimum(ids, rows - 1)]
-    text = decoder.embed_text(body, jnp.maximum(ids - rows, 0))
-    return jnp.where((ids < rows)[..., None], own.astype(text.dtype), text)
+    first = ids if ids.ndim == 2 else ids[..., 0]
+    own = sum_rows(embedding, ids[..., None] if ids.ndim == 2 else ids)
+    text = decoder.embed_text(body, jnp.maximum(first - rows, 0))
+    return jnp.where((first < rows)[..., None], own.astype(text.dtype), text)
 
 
 def losses(
@@ -149,6 +154,8 @@ def losses(
         positions=batch.positions,
         segments=batch.segments,
     )
+    if method.vocabulary.stacked:
+        return _stacked_losses(method, params, output.hidden, batch)
     labels, valid = targets(batch, method.lm.horizons)
     rows, hidden = method.vocabulary.rows, output.hidden
     first = params["heads"][:1]
@@ -172,19 +179,35 @@ def losses(
     return found
 
 
+def _stacked_losses(method: SpeechMethod, params: dict, hidden, batch: PackedBatch) -> Losses:
+    """Of levels that stand at one position: a code competes with those of its level alone."""
+    labels, valid = targets(batch, 1)
+    labels, valid = (jnp.moveaxis(x[0], -1, 0) for x in (labels, valid))  # [Q, B, L]
+    words = method.vocabulary
+    level = jnp.arange(words.levels)[:, None, None]
+    mark = labels >= words.codes
+    labels = jnp.where(mark, labels - words.codes + words.size, labels - level * words.size)
+    heads = level_heads(params["heads"][0], words.levels, words.size)
+    sums, correct = fused_linear_cross_entropy(hidden, heads, labels, valid)
+    count = valid.sum().astype(jnp.float32)
+    return {"token/1": (sums.sum(), count), "accuracy/1": (correct.sum(), count)}
+
+
 def targets(batch: PackedBatch, horizons: int) -> tuple[jax.Array, jax.Array]:
-    """-> (labels int32, valid bool), each [K, B, L]: token t + k at position t."""
+    """-> (labels int32, valid bool), each [K, B, L] or [K, B, L, Q]: token t + k at position t."""
     length = batch.ids.shape[1]
+    same = (slice(None), slice(None), *(None,) * (batch.ids.ndim - 2))
 
     def ahead(x, k):
-        return jnp.pad(x, ((0, 0), (0, k)))[:, k : k + length]
+        return jnp.pad(x, ((0, 0), (0, k), *((0, 0),) * (x.ndim - 2)))[:, k : k + length]
 
     steps = range(1, horizons + 1)
     labels = jnp.stack([ahead(batch.ids, k) for k in steps])
     valid = [
-        ahead(batch.predicted, k) & (ahead(batch.segments, k) == batch.segments) for k in steps
+        ahead(batch.predicted, k) & (ahead(batch.segments, k) == batch.segments)[same]
+        for k in steps
     ]
-    return labels, jnp.stack(valid) & (batch.segments > 0)
+    return labels, jnp.stack(valid) & (batch.segments > 0)[same]
 
 
 def head_weights(method: SpeechMethod) -> np.ndarray:

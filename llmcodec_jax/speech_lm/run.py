@@ -85,7 +85,7 @@ def open_data(
     if not 1 <= levels <= codec.levels:
         raise UsageError(f"data.levels={levels}: {config.codec} has 1 to {codec.levels}")
     texts = BYTES if tokenizer is None else len(tokenizer)
-    vocabulary = Vocabulary(codec.codebook_size, levels, texts)
+    vocabulary = Vocabulary(codec.codebook_size, levels, texts, config.lm.reads)
     rate = codec.frame_rate * levels
     clips = [c for spec in config.data.sources for c in sources.read(spec, codec, levels)]
     clips = data.usable(clips, config, rate)
@@ -140,7 +140,7 @@ def _run(config: SpeechConfig, workdir: Path, interrupted: Interrupted, restart:
     lm_digest = digest(lm_params) if lm_params is not None else ""
     vocabulary, loader, heldout = together(lambda: open_data(config, codec, tokenizer))
     method = SpeechMethod.from_config(config, vocabulary, lm_config)
-    rate = codec.frame_rate * vocabulary.levels
+    rate = codec.frame_rate * vocabulary.places
     per_step = config.data.batch_size * config.data.length / rate
     config = dataclasses.replace(config, audio_per_step=per_step)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llmcodec_jax.data.cache import cache_dir
 from llmcodec_jax.data.sources import open_source
-from llmcodec_jax.speech_lm import corpus, dialogues
+from llmcodec_jax.speech_lm import corpus, dialogues, hub_tokens
 from llmcodec_jax.speech_lm.corpus import Clip
 
 
@@ -17,6 +17,8 @@ def read(spec: str, codec, levels: int, cache: str | Path | None = None) -> list
     that cannot be used are counted and named in the log.
     """
     kind, _, path = spec.partition(":")
+    if kind == "tokens" and (found := hub_tokens.find(path)):
+        return list(hub_tokens.read(found, codec, levels))
     if kind == "tokens":
         return list(corpus.read_table(path, codec, levels))
     if kind == "dialogues":

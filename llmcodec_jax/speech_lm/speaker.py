@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from llmcodec_jax.codec import inference, tokens
 from llmcodec_jax.data.embedded import lm_path
@@ -22,9 +21,9 @@ from llmcodec_jax.lm.config import LMConfig, RopeScaling
 from llmcodec_jax.lm.load import load_lm
 from llmcodec_jax.lm.sampling import Sampling
 from llmcodec_jax.speech_lm import data, template
-from llmcodec_jax.speech_lm.method import embed
 from llmcodec_jax.speech_lm.run import ABOUT_NAME
 from llmcodec_jax.speech_lm.template import Turn, Vocabulary
+from llmcodec_jax.speech_lm.writing import Frames, Turns, last_frames
 from llmcodec_jax.training.checkpoint import CONFIG_NAME, Checkpoints
 
 logger = logging.getLogger(__name__)
@@ -119,19 +118,15 @@ class SpeechLM:
         max_seconds: float = 10.0,
         heads: int | None = None,
         batch_size: int | None = None,
-        bar: tqdm | None = None,
     ) -> list[tuple[np.ndarray, int]]:
         """One batch -> [(ids int32 [n], passes of the decoder)]."""
         count, limit = batch_size or len(requests), self._limit(max_seconds)
-        writer, progress = self._begin(requests, sampling, limit, heads, count)
+        way, progress = self._begin(requests, sampling, limit, heads, count)
         limits = jnp.where(jnp.arange(count) < len(requests), limit, 1)
-        end = self.vocabulary.mark("<end>")
         while not progress.stopped.all():
-            progress = generate.extend(writer, progress, sampling, PASSES, end, limits)
-            if bar is not None:
-                bar.update(int(progress.count.sum()) - bar.n)
-        ids, counts, passes = jax.device_get((progress.ids, progress.count, progress.passes))
-        return [(ids[i, : counts[i]], int(passes[i])) for i in range(len(requests))]
+            progress = way.extend(progress, sampling, PASSES, limits)
+        progress = jax.device_get(progress.replace(cache=None, keys=None))
+        return [(way.read(progress, i), int(progress.passes[i])) for i in range(len(requests))]
 
     def stream(
         self, request: Request, sampling: Sampling, *, max_seconds: float = 10.0, frames: int = 4
@@ -142,24 +137,23 @@ class SpeechLM:
         """
         stream = self.codec.stream(frames=frames, levels=self.vocabulary.levels)
         limit, end = self._limit(max_seconds), self.vocabulary.mark("<end>")
-        writer, progress = self._begin([request], sampling, limit, None, 1)
-        limits, heard = jnp.full(1, limit), 0
-        passes = max(frames * self.vocabulary.levels // len(writer.heads), 1)
+        way, progress = self._begin([request], sampling, limit, None, 1)
+        limits, heard, levels = jnp.full(1, limit), 0, self.vocabulary.levels
         while True:
-            count = int(progress.count[0])
-            whole = count // self.vocabulary.levels * self.vocabulary.levels
-            ids = np.asarray(progress.ids[0, heard:whole])
-            ids, heard = ids[ids != end], whole
+            ids = way.read(progress, 0)
+            whole = len(ids) // levels * levels
+            ids, heard = ids[heard:whole], whole
+            ids = ids[ids != end]
             if len(ids):
                 yield stream.decode(self._frames(ids))
             if progress.stopped[0]:
                 break
-            progress = generate.extend(writer, progress, sampling, passes, end, limits)
+            progress = way.extend(progress, sampling, way.passes(frames), limits)
         yield stream.flush_decoder()
 
     def _limit(self, seconds: float) -> int:
-        """Tokens: so many whole frames."""
-        return max(round(seconds * self.codec.frame_rate), 1) * self.vocabulary.levels
+        """Frames."""
+        return max(round(seconds * self.codec.frame_rate), 1)
 
     def _begin(
         self,
@@ -169,21 +163,25 @@ class SpeechLM:
         heads: int | None,
         rows: int,
     ):
-        """Reads the prompts, padded to one of PROMPTS -> (writer, progress)."""
+        """Reads the prompts, padded to one of PROMPTS -> (way of writing, progress)."""
         prompts = [self.prompt(request) for request in requests]
         longest = max(map(len, prompts))
         size = next((s for s in PROMPTS if longest <= s), None)
         if size is None:
             raise UsageError(f"a prompt of {longest} tokens is longer than {PROMPTS[-1]}")
-        ids = np.zeros((rows, size), np.int32)
-        for row, prompt in zip(ids, prompts, strict=False):
-            row[: len(prompt)] = prompt
+        words = self.vocabulary
+        ids = np.zeros((rows, size, *prompts[0].shape[1:]), np.int32)
+        before = np.stack([last_frames(None, words)] * rows)
+        for row, (prompt, request) in enumerate(zip(prompts, requests, strict=True)):
+            ids[row, : len(prompt)] = prompt
+            if request.start is not None and words.delays[-1]:
+                before[row] = last_frames(self._codes(request.start), words)
         lengths = np.array([*map(len, prompts), *[1] * (rows - len(prompts))], np.int32)
         seeds = [r.seed for r in requests] + [0] * (rows - len(requests))
         keys = jnp.stack([jax.random.key(seed) for seed in seeds])
         writer = self.writer.replace(heads=self.writer.heads[:heads])
-        embeds = embed(writer.params, writer.embedding, jnp.asarray(ids))
-        return writer, generate.start(writer, embeds, lengths, keys, sampling.check(), limit)
+        way = (Frames if words.stacked else Turns)(writer, words, limit)
+        return way, way.begin(ids, lengths, before, keys, sampling.check())
 
     def _frames(self, ids: np.ndarray) -> np.ndarray:
         """Indices of `<CODEC_i>` -> codes [T] or [T, Q]."""

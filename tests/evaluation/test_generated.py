@@ -2,9 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 
-from llmcodec_jax import audio, evaluate
+from llmcodec_jax import audio, evaluate, load_codec
 from llmcodec_jax.evaluation import additional, generated
 from tests.tiny import babble
 
@@ -31,6 +32,32 @@ def test_rows_are_matched_and_what_is_missing_is_named(tmp_path, monkeypatch, ca
 def test_a_stranger_is_another_voice():
     assert generated._strangers(["a", "a", None, "b"]) == ["b", "b", "b", "a"]
     assert generated._strangers(["a", None]) == [None, "a"]
+
+
+def test_loops_and_repeats_of_codes():
+    said = np.arange(20)
+    assert generated.loops(said) == generated.repeats(said) == 0
+    assert generated.loops(np.tile(said, 3)) == pytest.approx(1 - 20 / 56)
+    stuck = np.repeat([1, 2], 50)
+    assert generated.repeats(stuck) == pytest.approx(98 / 99)
+    assert np.isnan(generated.loops(stuck))  # two codes once the repeats are gone: no run of five
+    levels = np.stack([said, said // 2], axis=1)
+    assert generated.repeats(levels) == 0
+
+
+def test_a_continuation_is_held_against_the_recording(tmp_path):
+    codec = load_codec("mini")
+    path = tmp_path / "clip.wav"
+    audio.write(path, babble(4.0, 1), 16000)
+    spoken = np.concatenate([babble(1.0, 1), np.tile(babble(0.2, 2), 10)])
+    audio.write(tmp_path / "out" / "a.wav", spoken, 16000)
+    rows = [{"id": "a", "continue": str(path)}]
+    report = generated.evaluate(rows, tmp_path / "out", (), prompt_seconds=1.0, codec=codec)
+    values = report["items"]["a"]
+    assert values["loops"] > values["loops_original"]
+    audio.write(path, babble(1.5, 1), 16000)  # goes on for half a second: too short to compare
+    report = generated.evaluate(rows, tmp_path / "out", (), prompt_seconds=1.0, codec=codec)
+    assert report["items"]["a"] == {}
 
 
 def test_pooled_rates_weigh_words():

@@ -30,7 +30,7 @@ def test_a_missing_package_is_named_with_its_install_line(monkeypatch, tmp_path)
 def test_unknown_measures_are_refused(tmp_path, capsys):
     command = ["reconstruction", "--reference", str(tmp_path), "--estimate", str(tmp_path)]
     assert evaluate.main([*command, "--additional", "wer,sound"]) == 2
-    assert "sound: expected one of wer, speaker, dnsmos" in capsys.readouterr().err
+    assert "sound: expected one of wer, speaker, dnsmos, utmos" in capsys.readouterr().err
 
 
 def test_a_folder_without_weights_is_named(monkeypatch, tmp_path):

@@ -169,6 +169,7 @@ def test_a_pretrained_lm_chats_by_adapters_alone(source, tmp_path):
     given.lm.path, given.lm.tune, given.lm.horizons, given.lm.rank = (
         str(tmp_path / "lm"), "lora", 1, 4,
     )  # fmt: skip
+    given.log.every = 1
     assert run(given, tmp_path / "run")
     rows = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss/token/1"] for row in rows if "loss/token/1" in row]
@@ -190,6 +191,7 @@ def test_the_command_trains_and_a_clip_is_continued(source, tmp_path):
     command += ["--workdir", str(tmp_path), f"--config.data.sources=('librispeech:{source}',)"]
     command += ["--config.total_steps=6", "--config.lm.width=64", "--config.lm.layers=1"]
     command += ["--config.data.length=128", "--config.data.batch_size=2", "--config.log.every=1"]
+    command += ["--config.data.eval_fraction=0.3"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     clip = sorted(source.rglob("*.flac"))[-1]
