@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-import webbrowser
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llmcodec_jax.errors import UserError, answer_errors
+from llmcodec_jax.errors import answer_errors
 
 if TYPE_CHECKING:
     from llmcodec_jax.web.server import Voice
@@ -56,24 +55,18 @@ def main(argv: list[str] | None = None) -> int:
 
     import llmcodec_jax
     from llmcodec_jax.codec import store
+    from llmcodec_jax.pages.serving import serve
     from llmcodec_jax.web.server import PageServer
 
     voice = open_voice(args.lm) if args.lm else None
     chosen = args.codec or ["mini"]
     codecs = {store.short_name(codec): llmcodec_jax.load_codec(codec) for codec in chosen}
-    try:
-        server = PageServer((args.host, args.port), codecs, voice)
-    except (OSError, OverflowError) as error:
-        raise UserError(f"{args.host}:{args.port}: {error}; try --port 0") from error
-    print(f"{', '.join(codecs)}: {server.url} (Ctrl-C ends it)", flush=True)
-    if not args.no_browser:
-        webbrowser.open(server.url)
-    try:
-        server.serve_forever()
-    except KeyboardInterrupt:
-        print()
-    finally:
-        server.server_close()
+    serve(
+        lambda: PageServer((args.host, args.port), codecs, voice),
+        f"{args.host}:{args.port}",
+        f"{', '.join(codecs)}: {{url}} (Ctrl-C ends it)",
+        browser=not args.no_browser,
+    )
     return 0
 
 

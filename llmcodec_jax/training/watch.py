@@ -10,7 +10,6 @@ import argparse
 import json
 import sys
 import time
-import webbrowser
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import NamedTuple
 
 from llmcodec_jax.errors import UserError, answer_errors
 from llmcodec_jax.pages import html, plots
+from llmcodec_jax.pages.serving import serve
 from llmcodec_jax.training import card, lock, report, summary
 from llmcodec_jax.training.checkpoint import CONFIG_NAME
 from llmcodec_jax.training.journal import read_rows
@@ -160,19 +160,12 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"{args.run}: no run here (neither {CONFIG_NAME} nor metrics.jsonl)")
     if args.every < 1:
         parser.error("--every must be at least 1")
-    try:
-        server = WatchServer(args.run, args.every, args.port)
-    except (OSError, OverflowError) as error:
-        raise UserError(f"{HOST}:{args.port}: {error}; try --port 0") from error
-    print(f"{args.run}: {server.url} (Ctrl-C ends it; the run goes on)", flush=True)
-    if not args.no_browser:
-        webbrowser.open(server.url)
-    try:
-        server.serve_forever()
-    except KeyboardInterrupt:
-        print()
-    finally:
-        server.server_close()
+    serve(
+        lambda: WatchServer(args.run, args.every, args.port),
+        f"{HOST}:{args.port}",
+        f"{args.run}: {{url}} (Ctrl-C ends it; the run goes on)",
+        browser=not args.no_browser,
+    )
     return 0
 
 
