@@ -24,6 +24,9 @@ from llmcodec_jax.lm.decoder import Decoder, Params, make_context
 from llmcodec_jax.lm.lora import LoRA
 from llmcodec_jax.lm.sampling import Sampling, draw, probabilities
 
+FIRST = slice(0, 1)
+"""The head that writes; the others propose."""
+
 
 @flax.struct.dataclass
 class Writer:
@@ -36,10 +39,15 @@ class Writer:
     lora: LoRA | None
     config: LMConfig = flax.struct.field(pytree_node=False)
 
-    def distribution(self, hidden, head: int, index, sampling: Sampling, seen) -> jax.Array:
-        """hidden [B, H], one head, the index int [B] of the token it is for -> float32 [B, R]."""
-        rows = self.heads[head].astype(jnp.float32)
-        logits = jnp.einsum("bh,rh->br", hidden.astype(jnp.float32), rows)
+    def distributions(self, hidden, heads: slice, index, sampling: Sampling, seen) -> jax.Array:
+        """What may stand at each index int [B, n], float32 [B, n, R]; seen bool [B, n, R].
+
+        hidden [B, n, H] under one head, or [B, 1, H] under n of them.
+        """
+        rows = self.heads[heads].astype(jnp.float32)
+        hidden = hidden.astype(jnp.float32)
+        shape = (len(hidden), index.shape[1], rows.shape[1])
+        logits = jnp.einsum("bnh,krh->bnkr", hidden, rows).reshape(shape)
         logits = jnp.where(self.allowed[index % len(self.allowed)], logits, -jnp.inf)
         return probabilities(logits, sampling, seen)
 
@@ -84,11 +92,11 @@ def start(
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
     count = jnp.zeros(batch, jnp.int32)
     seen = jnp.zeros((batch, len(writer.embedding)), bool)
-    first = writer.distribution(last, 0, count, sampling, seen)
+    first = writer.distributions(last[:, None], FIRST, count[:, None], sampling, seen[:, None])
     return Progress(
         cache=cache,
         hidden=last,
-        token=jax.vmap(draw)(jax.vmap(jax.random.fold_in)(keys, count), first),
+        token=jax.vmap(draw)(jax.vmap(jax.random.fold_in)(keys, count), first[:, 0]),
         position=jnp.asarray(lengths, jnp.int32),
         ids=jnp.zeros((batch, limit + width), jnp.int32),
         count=count,
@@ -123,7 +131,7 @@ class Proposal(NamedTuple):
     """A chain of tokens, and what the proposed ones were drawn from."""
 
     chain: jax.Array  # int32 [B, K], the next token and K - 1 proposals
-    drawn_from: list[jax.Array]  # [B, R] of each proposal
+    drawn_from: jax.Array  # [B, K - 1, R]
 
 
 def _step(writer: Writer, progress: Progress, sampling, stop_id, limits) -> Progress:
@@ -168,12 +176,13 @@ def _step(writer: Writer, progress: Progress, sampling, stop_id, limits) -> Prog
 
 def _propose(writer: Writer, progress: Progress, sampling, seen, keys) -> Proposal:
     """Draws one token from every further head."""
-    chain, drawn_from = [progress.token], []
-    for k in range(1, len(writer.heads)):
-        found = writer.distribution(progress.hidden, k, progress.count + k, sampling, seen)
-        chain.append(jax.vmap(draw)(keys[:, k], found))
-        drawn_from.append(found)
-    return Proposal(jnp.stack(chain, axis=1), drawn_from)
+    width = len(writer.heads)
+    index = progress.count[:, None] + jnp.arange(1, width)
+    seen = jnp.broadcast_to(seen[:, None], (len(seen), width - 1, seen.shape[1]))
+    hidden = progress.hidden[:, None]
+    found = writer.distributions(hidden, slice(1, None), index, sampling, seen)
+    proposed = jax.vmap(jax.vmap(draw))(keys[:, 1:width], found)
+    return Proposal(jnp.concatenate([progress.token[:, None], proposed], axis=1), found)
 
 
 def _verify(writer: Writer, progress: Progress, proposal: Proposal, hidden, sampling, seen, keys):
@@ -184,30 +193,25 @@ def _verify(writer: Writer, progress: Progress, proposal: Proposal, hidden, samp
     kept whole: every token is then distributed as p.
     """
     width, batch = len(writer.heads), jnp.arange(len(progress.token))
-    kept = jnp.ones(len(progress.token), jnp.int32)
-    token, alive = progress.token, jnp.ones(len(progress.token), bool)
-    for i in range(width):
-        index = progress.count + i + 1
-        wanted = writer.distribution(hidden[:, i], 0, index, sampling, seen)
-        if i + 1 == width:
-            following, stays = wanted, jnp.zeros_like(alive)
-        else:
-            proposed, offered = proposal.chain[:, i + 1], proposal.drawn_from[i]
-            p, q = wanted[batch, proposed], offered[batch, proposed]
-            chance = jax.vmap(jax.random.uniform)(keys[:, width + i])
-            stays = chance * q < p
-            rest = jnp.maximum(wanted - offered, 0.0)
-            # Where both agree but for rounding there is no rest, and nothing is ever refused.
-            following = jnp.where(rest.sum(-1, keepdims=True) > 0, rest, wanted)
-        drawn = jax.vmap(draw)(keys[:, 0] if i + 1 == width else keys[:, 2 * width - 1], following)
-        token = jnp.where(alive & ~stays, drawn, token)
-        alive = alive & stays
-        kept += alive
-        if i + 1 < width:
-            seen = jnp.where(
-                alive[:, None], seen.at[batch, proposal.chain[:, i + 1]].set(True), seen
-            )
-    return kept, token, seen
+    index = progress.count[:, None] + 1 + jnp.arange(width)
+    # What each place has seen if it is reached: all of the chain up to it.
+    written = jax.nn.one_hot(proposal.chain, seen.shape[1], dtype=bool)
+    upto = seen[:, None] | jax.lax.cummax(written.astype(jnp.int8), axis=1).astype(bool)
+    wanted = writer.distributions(hidden, FIRST, index, sampling, upto)
+    offered, proposed = proposal.drawn_from, proposal.chain[:, 1:, None]
+    p = jnp.take_along_axis(wanted[:, :-1], proposed, axis=2)[:, :, 0]
+    q = jnp.take_along_axis(offered, proposed, axis=2)[:, :, 0]
+    chance = jax.vmap(jax.vmap(jax.random.uniform))(keys[:, width : 2 * width - 1])
+    kept = 1 + jnp.cumprod(chance * q < p, axis=1).sum(1, dtype=jnp.int32)
+    whole = kept == width
+    wanted = wanted[batch, kept - 1]
+    # After a whole chain nothing was offered; where both agree but for rounding there is no rest.
+    none = jnp.zeros_like(wanted)[:, None]
+    offered = jnp.concatenate([offered, none], axis=1)[batch, kept - 1]
+    rest = jnp.maximum(wanted - offered, 0.0)
+    following = jnp.where(rest.sum(-1, keepdims=True) > 0, rest, wanted)
+    key = jnp.where(whole, keys[:, 0], keys[:, 2 * width - 1])
+    return kept, jax.vmap(draw)(key, following), upto[batch, kept - 1]
 
 
 def generate(

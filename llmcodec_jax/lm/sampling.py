@@ -63,5 +63,11 @@ def _keep_likeliest(logits: jax.Array, sampling: Sampling) -> jax.Array:
 
 
 def draw(key: jax.Array, distribution: jax.Array) -> jax.Array:
-    """One token of a distribution [R] -> int32 []."""
-    return jax.random.categorical(key, jnp.log(distribution)).astype(jnp.int32)
+    """One token of a distribution [R], which need not sum to one -> int32 [].
+
+    By one random number, not one for every token.
+    """
+    upto = jnp.cumsum(distribution)
+    beyond = upto > jax.random.uniform(key) * upto[-1]
+    # Where the product rounds up to the whole, nothing is beyond it.
+    return jnp.argmax(jnp.where(beyond.any(), beyond, distribution)).astype(jnp.int32)

@@ -130,6 +130,15 @@ def test_only_allowed_tokens_are_written(writer):
     assert (ids[:, 1::2] >= 3).all()
 
 
+def test_tokens_are_drawn_in_proportion_and_impossible_ones_never():
+    weights = jnp.array([0.0, 3.0, 0.0, 1.0, 2.0, 0.0])  # need not sum to one
+    keys = jax.random.split(jax.random.key(0), 6000)
+    drawn = jax.jit(jax.vmap(lambda key: sampling.draw(key, weights)))(keys)
+    counts = np.bincount(np.asarray(drawn), minlength=6)
+    assert (counts[[0, 2, 5]] == 0).all()
+    assert scipy.stats.chisquare(counts[[1, 3, 4]], [3000, 1000, 2000]).pvalue > 1e-3
+
+
 def test_limits_of_a_distribution():
     logits = jnp.log(jnp.array([0.5, 0.25, 0.15, 0.1]))
     none = jnp.zeros(4, bool)
