@@ -1,11 +1,13 @@
-"""The next shipped codec: `mini` taught voices it never heard, with eight times the codes.
+"""The shipped codec: `mini-0.1` taught voices it never heard, with eight times the codes.
 
     python -m llmcodec_jax.study.public_audio data/mini
     python -m llmcodec_jax.train --config configs/mini.py --workdir runs/mini
+    python -m llmcodec_jax.reproduce --config configs/mini_lm.py --data data/mini --workdir W
 
 LibriSpeech's train-clean-100 (or any folder of many voices) is expected in data/mini/librispeech;
-any other place by --config.data.sources. From the shipped codec, because what it lacks is voices:
-without its quantiser it is hardly better on unseen ones (docs/mini.md), so data comes before size.
+any other place by --config.data.sources. From the older shipped codec, because what that lacks is
+voices: without its quantiser it is hardly better on unseen ones, so data comes before size.
+About an hour and a half of two cores; docs/mini.md has what came out and what was tried.
 """
 
 from ml_collections import ConfigDict
@@ -25,8 +27,8 @@ SOURCES = (
 
 def get_config() -> ConfigDict:
     c = miniature.base()
-    c.init = "mini"
-    c.total_steps = 6000
+    c.init = "mini-0.1"
+    c.total_steps = 2100
     c.codec.codebook_size = 8192  # 650 bits a second; the start's rows are copied and nudged
     c.discriminators.enabled = False
 

@@ -12,9 +12,9 @@ from configs import base
 def get_config() -> ConfigDict:
     c = base.get_config()
     c.total_steps = 1200
-    c.init = ""  # from scratch; or "mini"
+    c.init = ""  # from scratch; or "mini", with codec.codebook_size = 8192
 
-    c.codec.width = 192  # the architecture of the shipped codec: --config.init=mini starts from it
+    c.codec.width = 192  # the architecture of the shipped codecs
     c.codec.encoder_layers = 2
     c.codec.decoder_layers = 4
     c.codec.codebook_size = 1024

@@ -24,10 +24,10 @@ __version__ = "0.2.0"
 def load_codec(codec: str | Path, dtype: str = "float32", batch_size: int | None = None) -> Codec:
     """Loads a codec to encode and decode with.
 
-    `codec`: "mini", which comes with the package (a path of that name wins), a run folder, a
-    converted folder, a `.safetensors` export, a published `.pt`, a Hugging Face model folder
-    (`config.json` and `model.safetensors`), or `hf:OWNER/NAME[@REVISION][/FILE]`; or a folder with
-    Lyra V2's three `.tflite` files (`codec.lyra`), which keep their own number types.
+    `codec`: "mini" or "mini-0.1", which come with the package (a path of that name wins), a run
+    folder, a converted folder, a `.safetensors` export, a published `.pt`, a Hugging Face model
+    folder (`config.json` and `model.safetensors`), or `hf:OWNER/NAME[@REVISION][/FILE]`; or a
+    folder with Lyra V2's three `.tflite` files (`codec.lyra`), which keep their own number types.
     `dtype`: of matrix products, "float32" or "bfloat16"; the code search stays float32.
     `batch_size`: clips computed at once; by default 1 on CPUs, 8 on accelerators.
     Raises FileNotFoundError, `torch_file.TorchFileError`, `layout.LayoutError` or `hub.HubError`

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from llmcodec_jax.codec import cards, registry
+from llmcodec_jax.codec import cards, registry, store
 
 
 def table() -> str:
@@ -29,7 +29,8 @@ def main(argv: list[str] | None = None) -> int:
         print(cards.markdown())
         return 0
     print(table())
-    print(f"\narchitectures: {', '.join(registry.FAMILIES)}; shipped: mini (docs/mini.md)")
+    shipped = ", ".join(store.SHIPPED)
+    print(f"\narchitectures: {', '.join(registry.FAMILIES)}; shipped: {shipped} (docs/mini.md)")
     return 0
 
 

@@ -28,7 +28,7 @@ from llmcodec_jax.ops import files
 CONFIG_NAME, WEIGHTS_NAME = "codec.json", "codec.safetensors"
 HF_CONFIG_NAME, HF_WEIGHTS_NAMES = "config.json", ("model.safetensors", "pytorch_model.bin")
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
-SHIPPED = {"mini": Path(__file__).parents[1] / "mini"}
+SHIPPED = {name: Path(__file__).parents[1] / name for name in ("mini", "mini-0.1")}
 """Codecs that come with the package, by name; each folder holds its model card."""
 FORMAT = 1
 """Of codec.json. 1: tensors by Flax path; a file without it holds published names."""
@@ -49,7 +49,7 @@ def load(codec: str | Path, expect: types.Codec | None = None) -> tuple[types.Co
     """Any CODEC -> (module, {"params", ...} of numpy arrays).
 
     `codec`: a run folder, a codec folder, a `.safetensors` or `.pt` file, a Hugging Face model
-    folder, `hf:OWNER/NAME[@REVISION][/FILE]`, or "mini" (shipped; a path of that name wins). With
+    folder, `hf:OWNER/NAME[@REVISION][/FILE]`, or a shipped name (a path of that name wins). With
     `expect` the parameters must be that module's (LayoutError names those that differ) and that
     module is returned; otherwise the architecture is the file's.
 

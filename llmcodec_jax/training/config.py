@@ -79,7 +79,8 @@ class RunConfig:
     schedule: Schedule = changeable()  # the section states all but `total_steps`
     seed: int = 0  # of parameters, noise and data order
     total_steps: int = changeable(25_000)  # optimiser updates
-    # Codec to start from: "mini", run, converted folder, .safetensors, .pt; "" from scratch.
+    # Codec to start from: "mini" (with codec.codebook_size=8192), run, converted folder,
+    # .safetensors, .pt; "" from scratch.
     init: str = changeable("")
     discriminators: DiscriminatorConfig = dataclasses.field(default_factory=DiscriminatorConfig)
     lm: LanguageModel = changeable(LanguageModel)

@@ -113,11 +113,15 @@ def start_state(config: RunConfig, method: Method, lm_params, mesh):
 def read_codec(path: str, method: Method) -> dict:
     """The variables (numpy) of the codec to start from; one with fewer codes has them grown.
 
-    Raises LayoutError if the architecture differs in anything else.
+    Raises UsageError if it has more, LayoutError if the architecture differs in anything else.
     """
     wanted = getattr(method.codec, "codebook_size", 0)
     source = store.locate(path)
     size = source.config.get("codebook_size", wanted) if source.ours else wanted
+    if isinstance(size, int) and size > wanted:
+        raise UsageError(
+            f"{path} has {size} codes, the config {wanted}: add --config.codec.codebook_size={size}"
+        )
     grows = isinstance(size, int) and 0 < size < wanted
     held = method.codec.clone(codebook_size=size) if grows else method.codec
     _, variables = store.load(path, expect=held)

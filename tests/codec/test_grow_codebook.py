@@ -2,14 +2,16 @@
 
 import jax
 import numpy as np
+import pytest
 
 from configs import mini
 from llmcodec_jax.codec import store
 from llmcodec_jax.codec.auv.model import AUV
 from llmcodec_jax.codec.quantizer import grow_codebook, nearest, normalise
+from llmcodec_jax.errors import UsageError
 from llmcodec_jax.training.config import read_config
 from llmcodec_jax.training.method import Method
-from llmcodec_jax.training.run import grow_codebooks
+from llmcodec_jax.training.run import grow_codebooks, read_codec
 from tests.tiny import SMALL, init
 
 ROWS = np.random.default_rng(0).normal(size=(32, 8)).astype(np.float32)
@@ -49,3 +51,13 @@ def test_the_shipped_codec_starts_the_recipe_with_more_codes():
     wav = jax.ShapeDtypeStruct((1, 4 * codec.hop), np.float32)
     wanted = jax.eval_shape(lambda x: codec.init(jax.random.key(0), x, method="reconstruct"), wav)
     assert jax.tree.map(np.shape, grown) == jax.tree.map(lambda leaf: leaf.shape, dict(wanted))
+
+
+def test_a_codec_with_more_codes_names_the_flag(tmp_path):
+    codec = AUV(**SMALL)
+    store.save_codec_folder(tmp_path, codec, init(codec))
+    c = mini.get_config()
+    c.codec.codebook_size = codec.codebook_size // 2
+    method = Method.from_config(read_config(c), None)
+    with pytest.raises(UsageError, match=f"codec.codebook_size={codec.codebook_size}$"):
+        read_codec(str(tmp_path), method)

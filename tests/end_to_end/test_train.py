@@ -170,6 +170,7 @@ def test_quickstart_can_start_from_the_shipped_codec(tmp_path, tiny_lm, speech):
     c = shrunk(quickstart, tiny_lm, speech)
     c.codec.update(sizes)
     c.init = "mini"
+    c.codec.codebook_size = 8192
     c.total_steps = 1
     assert run(c, tmp_path)
     before, after = (store.load(p)[1]["params"] for p in ("mini", str(tmp_path)))

@@ -61,7 +61,7 @@ def test_every_file_of_the_page_is_served(server):
     with pytest.raises(urllib.error.HTTPError, match="404"):
         get(server, "../server.py")
     (about,) = json.loads(get(server, "api/codecs")[1])
-    assert (about["name"], about["sample_rate"], about["bits_per_second"]) == ("mini", RATE, 500)
+    assert (about["name"], about["sample_rate"], about["bits_per_second"]) == ("mini", RATE, 650)
 
 
 def test_codes_and_sound_are_those_of_the_codec(server, mini):
