@@ -2,7 +2,6 @@
 
     python -m llmcodec_jax.study.public_audio data/mini
     python -m llmcodec_jax.train --config configs/mini.py --workdir runs/mini
-    python -m llmcodec_jax.reproduce --config configs/mini_lm.py --data data/mini --workdir W
 
 LibriSpeech's train-clean-100 (or any folder of many voices) is expected in data/mini/librispeech;
 any other place by --config.data.sources. From the older shipped codec, because what that lacks is

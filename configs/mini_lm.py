@@ -1,4 +1,4 @@
-"""The second half of the shipped codec's recipe: FTP and SA from runs/mini, before and after.
+"""What would follow configs/mini.py: FTP and SA from runs/mini, before and after; not run yet.
 
     python -m llmcodec_jax.reproduce --config configs/mini_lm.py --data data/mini --workdir W
 
