@@ -1,6 +1,7 @@
 """Seconds to encode and decode a 4-second clip, compilation apart, and to stream it.
 
     python -m llmcodec_jax.benchmarks codec [--family auv | --codec CODEC] [--batch 1 8] [--stream]
+        [--onnx FOLDER]
 
 Without --codec: the published architecture of a family with random weights, on which speed does
 not depend. CPU seconds add up all cores, so other work on the machine weighs little in them.
@@ -25,6 +26,7 @@ import numpy as np
 from llmcodec_jax.codec import registry, store
 from llmcodec_jax.codec.streaming import Stream, stream_lead
 from llmcodec_jax.ops import files
+from llmcodec_jax.portable import onnx
 
 
 def random_variables(codec: nn.Module) -> dict:
@@ -82,6 +84,26 @@ def measure(codec: nn.Module, variables, batch: int, seconds: float, repeats: in
     }
 
 
+def measure_onnx(folder: Path, batch: int, seconds: float, repeats: int) -> dict:
+    """As `measure`, of the graphs that `export --format onnx` wrote into `folder`."""
+    about = json.loads((folder / "codec.json").read_text())
+    encoder, decoder = onnx.sessions(folder / f"{name}.onnx" for name in ("encoder", "decoder"))
+    samples = int(seconds * about["sample_rate"]) // about["hop"] * about["hop"]
+    noise = np.random.default_rng(0).standard_normal((batch, samples))
+    wav = {"wav": (0.1 * noise).astype(np.float32)}
+    codes = {"codes": encoder.run(None, wav)[0]}
+    decoder.run(None, codes)
+    there, back = (
+        clock(call, repeats)
+        for call in (lambda: encoder.run(None, wav), lambda: decoder.run(None, codes))
+    )
+    return {
+        "best": min(a[0] + b[0] for a, b in zip(there, back, strict=True)) / batch,
+        "encode_cpu": min(cpu for _, cpu in there) / batch,
+        "decode_cpu": min(cpu for _, cpu in back) / batch,
+    }
+
+
 def measure_stream(
     codec: nn.Module, variables, seconds: float, repeats: int, frames: int
 ) -> list[float]:
@@ -120,6 +142,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--stream", action="store_true", help="also in chunks")
     parser.add_argument("--frames", type=int, default=1, help="of a chunk")
+    parser.add_argument("--onnx", type=Path, help="folder of `export --format onnx`, also measured")
     parser.add_argument("--output", type=Path, help="write a report (.json)")
     return parser.parse_args(argv)
 
@@ -148,6 +171,13 @@ def main(argv: list[str] | None = None) -> int:
             f"compilation {result['compile']:.1f} s",
             flush=True,
         )
+        if args.onnx:
+            found = measure_onnx(args.onnx, batch, args.seconds, args.repeats)
+            print(
+                f"batch {batch}, ONNX: {found['best']:.3f} s; CPU seconds "
+                f"{found['encode_cpu']:.3f} to encode, {found['decode_cpu']:.3f} to decode",
+                flush=True,
+            )
     if args.stream:
         factors = measure_stream(codec, variables, args.seconds, args.repeats, args.frames)
         report["stream"] = describe_stream(codec, factors, args.frames)
