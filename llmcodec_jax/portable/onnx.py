@@ -151,9 +151,24 @@ def made_up_clips(sample_rate: int) -> list[np.ndarray]:
 
 
 def _to_int8(path: Path) -> None:
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+    """Keeps the large matrices of products as integers with a scale for each column.
 
+    What they multiply stays float32, and so do the codebook and the projections beside it: rounding
+    the signal itself costs 97 % of the codes.
+    """
+    import onnx
+
+    graph = (model := onnx.load(path)).graph
+    factors = {node.input[1] for node in graph.node if node.op_type == "MatMul"}
+    for tensor in [t for t in graph.initializer if t.name in factors and min(t.dims) >= 64]:
+        matrix = onnx.numpy_helper.to_array(tensor)
+        scale = (np.abs(matrix).max(axis=0) / 127 + 1e-12).astype(np.float32)
+        names = f"{tensor.name}_int8", f"{tensor.name}_scale"
+        tables = ((matrix / scale).round().astype(np.int8), scale)
+        for name, values in zip(names, tables, strict=True):
+            graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+        graph.initializer.remove(tensor)
+        whole = onnx.helper.make_node("DequantizeLinear", names, [tensor.name], axis=1)
+        graph.node.insert(0, whole)
     with files.replacing(path) as partial:
-        quantize_dynamic(
-            path, partial, op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8
-        )
+        partial.write_bytes(model.SerializeToString())
