@@ -86,7 +86,7 @@ def test_the_folder_says_what_is_in_it(folder):
     card = (folder / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: llmcodec-jax\n")
     assert "\nlicense: cc-by-sa-3.0\n---\n" in card
-    assert "16,000 Hz, 1 x 1,024 codes, 50 frames or 500 bits a second" in card
+    assert "16,000 Hz, 1 x 8,192 codes, 50 frames or 650 bits a second" in card
     assert "| voices | 2 | 0.500 ± 0.100 | – |" in card
     assert "`T = ceil(samples / 320)`. Code `i` is the language model's token `<CODEC_i>`" in card
     assert "## The card it came with\n\n### mini" in card
