@@ -78,8 +78,6 @@ def test_an_exported_folder_runs_without_this_package(tmp_path, capsys):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "jax" not in (tmp_path / "out/example.py").read_text().replace("llmcodec_jax", "")
-    import llmcodec_jax
-
     expected = llmcodec_jax.load_codec("mini").encode(pcm / np.float32(32768), RATE)
     np.testing.assert_array_equal(np.load(tmp_path / "tokens.npy"), expected)
     with wave.open(str(tmp_path / "out.wav")) as file:
