@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from llmcodec_jax.codec import store
+from llmcodec_jax.codec import registry, store
 from llmcodec_jax.codec.quantizer import grow_codebook
 from llmcodec_jax.data.batches import Batches
 from llmcodec_jax.data.embedded import lm_path
@@ -117,7 +117,9 @@ def read_codec(path: str, method: Method) -> dict:
     """
     wanted = getattr(method.codec, "codebook_size", 0)
     source = store.locate(path)
-    size = source.config.get("codebook_size", wanted) if source.ours else wanted
+    family = registry.family_of(method.codec).name
+    alike = source.ours and source.config.get("architecture", "auv") == family
+    size = source.config.get("codebook_size", wanted) if alike else wanted
     if isinstance(size, int) and size > wanted:
         raise UsageError(
             f"{path} has {size} codes, the config {wanted}: add --config.codec.codebook_size={size}"

@@ -7,11 +7,13 @@ import pytest
 from configs import mini
 from llmcodec_jax.codec import store
 from llmcodec_jax.codec.auv.model import AUV
+from llmcodec_jax.codec.layout import LayoutError
 from llmcodec_jax.codec.quantizer import grow_codebook, nearest, normalise
 from llmcodec_jax.errors import UsageError
 from llmcodec_jax.training.config import read_config
 from llmcodec_jax.training.method import Method
 from llmcodec_jax.training.run import grow_codebooks, read_codec
+from tests.codec.families import EXAMPLES
 from tests.tiny import SMALL, init
 
 ROWS = np.random.default_rng(0).normal(size=(32, 8)).astype(np.float32)
@@ -61,3 +63,12 @@ def test_a_codec_with_more_codes_names_the_flag(tmp_path):
     method = Method.from_config(read_config(c), None)
     with pytest.raises(UsageError, match=f"codec.codebook_size={codec.codebook_size}$"):
         read_codec(str(tmp_path), method)
+
+
+def test_another_architecture_is_told_first(tmp_path):
+    module = EXAMPLES["bigcodec"]
+    store.save_codec_folder(tmp_path, module, init(module))
+    c = mini.get_config()
+    c.codec.codebook_size = module.codebook_size // 2
+    with pytest.raises(LayoutError, match="architecture bigcodec, not auv"):
+        read_codec(str(tmp_path), Method.from_config(read_config(c), None))
