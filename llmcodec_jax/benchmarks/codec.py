@@ -52,11 +52,28 @@ def clock(call, repeats: int) -> list[tuple[float, float]]:
     return times
 
 
+def noise(batch: int, seconds: float, rate: int, hop: int) -> np.ndarray:
+    """float32 [batch, samples] of whole frames."""
+    samples = int(seconds * rate) // hop * hop
+    drawn = np.random.default_rng(0).standard_normal((batch, samples))
+    return (0.1 * drawn).astype(np.float32)
+
+
+def there_and_back(encode, decode, batch: int, repeats: int) -> dict[str, float]:
+    """Seconds and CPU seconds per clip of two calls on `batch` clips."""
+    there, back = clock(encode, repeats), clock(decode, repeats)
+    walls = [(a[0] + b[0]) / batch for a, b in zip(there, back, strict=True)]
+    return {
+        "best": min(walls),
+        "median": statistics.median(walls),
+        "encode_cpu": min(cpu for _, cpu in there) / batch,
+        "decode_cpu": min(cpu for _, cpu in back) / batch,
+    }
+
+
 def measure(codec: nn.Module, variables, batch: int, seconds: float, repeats: int) -> dict:
     """Encodes and decodes `batch` clips -> compile seconds; seconds and CPU seconds per clip."""
-    samples = int(seconds * codec.sample_rate) // codec.hop * codec.hop
-    noise = np.random.default_rng(0).standard_normal((batch, samples))
-    wav = jnp.asarray(0.1 * noise, jnp.float32)
+    wav = jnp.asarray(noise(batch, seconds, codec.sample_rate, codec.hop))
 
     def encode(variables, wav):
         return codec.apply(variables, wav, method="encode").codes
@@ -70,54 +87,37 @@ def measure(codec: nn.Module, variables, batch: int, seconds: float, repeats: in
     decode = jax.jit(decode).lower(variables, codes).compile()
     compiled = time.perf_counter() - start
     decode(variables, codes).block_until_ready()
-    there, back = (
-        clock(call, repeats)
-        for call in (lambda: encode(variables, wav), lambda: decode(variables, codes))
+    costs = there_and_back(
+        lambda: encode(variables, wav), lambda: decode(variables, codes), batch, repeats
     )
-    walls = [(a[0] + b[0]) / batch for a, b in zip(there, back, strict=True)]
-    return {
-        "compile": compiled,
-        "best": min(walls),
-        "median": statistics.median(walls),
-        "encode_cpu": min(cpu for _, cpu in there) / batch,
-        "decode_cpu": min(cpu for _, cpu in back) / batch,
-    }
+    return {"compile": compiled} | costs
 
 
 def measure_onnx(folder: Path, batch: int, seconds: float, repeats: int) -> dict:
     """As `measure`, of the graphs that `export --format onnx` wrote into `folder`."""
     about = json.loads((folder / "codec.json").read_text())
     encoder, decoder = onnx.sessions(folder / f"{name}.onnx" for name in ("encoder", "decoder"))
-    samples = int(seconds * about["sample_rate"]) // about["hop"] * about["hop"]
-    noise = np.random.default_rng(0).standard_normal((batch, samples))
-    wav = {"wav": (0.1 * noise).astype(np.float32)}
+    wav = {"wav": noise(batch, seconds, about["sample_rate"], about["hop"])}
     codes = {"codes": encoder.run(None, wav)[0]}
     decoder.run(None, codes)
-    there, back = (
-        clock(call, repeats)
-        for call in (lambda: encoder.run(None, wav), lambda: decoder.run(None, codes))
+    return there_and_back(
+        lambda: encoder.run(None, wav), lambda: decoder.run(None, codes), batch, repeats
     )
-    return {
-        "best": min(a[0] + b[0] for a, b in zip(there, back, strict=True)) / batch,
-        "encode_cpu": min(cpu for _, cpu in there) / batch,
-        "decode_cpu": min(cpu for _, cpu in back) / batch,
-    }
 
 
 def measure_stream(
     codec: nn.Module, variables, seconds: float, repeats: int, frames: int
 ) -> list[float]:
     """CPU seconds that a second of audio takes there and back, `frames` at a time, by repeat."""
-    samples = int(seconds * codec.sample_rate) // codec.hop * codec.hop
-    wav = 0.1 * np.random.default_rng(0).standard_normal(samples).astype(np.float32)
+    wav = noise(1, seconds, codec.sample_rate, codec.hop)[0]
     stream, factors = Stream(codec, variables, frames), []
     stream.decode(stream.encode(wav))  # compiles both kinds of step
     for _ in range(repeats):
         stream.reset()
         busy = time.process_time()
-        for chunk in np.split(wav, range(frames * codec.hop, samples, frames * codec.hop)):
+        for chunk in np.split(wav, range(frames * codec.hop, len(wav), frames * codec.hop)):
             stream.decode(stream.encode(chunk))
-        factors.append((time.process_time() - busy) * codec.sample_rate / samples)
+        factors.append((time.process_time() - busy) * codec.sample_rate / len(wav))
     return factors
 
 

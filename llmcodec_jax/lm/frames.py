@@ -12,12 +12,13 @@ Shapes: B items, S prompt positions, Q levels, V codes of a level, R rows, H wid
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from llmcodec_jax.lm.generate import Writer, advance, init_cache
+from llmcodec_jax.lm.generate import Writer, advance, init_cache, until_stopped
 from llmcodec_jax.lm.sampling import Sampling, draw, probabilities
 
 
@@ -111,15 +112,9 @@ def extend(
 ) -> FrameProgress:
     """Up to `passes` positions more; an item stops where it ends, and at its limit of frames."""
 
-    def going(carry):
-        index, progress = carry
-        return (index < passes) & ~progress.stopped.all()
-
-    def step(carry):
-        index, progress = carry
-        return index + 1, _step(writer, levels, progress, sampling, limits)
-
-    return jax.lax.while_loop(going, step, (0, progress))[1]
+    table = _table(writer, levels)
+    step = functools.partial(_step, writer, levels, table, sampling=sampling, limits=limits)
+    return until_stopped(step, progress, passes)
 
 
 def complete(progress: FrameProgress, levels: Levels) -> jax.Array:
@@ -127,13 +122,23 @@ def complete(progress: FrameProgress, levels: Levels) -> jax.Array:
     return jnp.clip(progress.steps - levels.longest, 0, progress.length)
 
 
-def _step(writer: Writer, levels: Levels, progress: FrameProgress, sampling, limits):
+class Table(NamedTuple):
+    """What each level may write, the same at every position."""
+
+    heads: jax.Array  # float32 [Q, V + marks, H]
+    ids: jax.Array  # int32 [Q, V + marks], as rows are numbered
+    allowed: jax.Array  # bool [Q, V + marks], which of them may stand there
+
+
+def _step(
+    writer: Writer, levels: Levels, table: Table, progress: FrameProgress, sampling, limits
+) -> FrameProgress:
     """One position: every level draws the code that it is late with, and the sum is read."""
     delays, late = jnp.array(levels.delays), levels.longest
     batch, places = jnp.arange(len(progress.steps))[:, None], jnp.arange(len(delays))
     length = jnp.minimum(progress.length, limits)
     frame = progress.steps[:, None] - delays  # [B, Q], which one each level is at
-    drawn = _draw(writer, levels, progress, sampling)
+    drawn = _draw(table, progress, sampling)
     ends = (drawn[:, 0] == levels.end) & (progress.steps < length)
     length = jnp.where(ends, progress.steps, length)
     ended = progress.ended | ends
@@ -171,19 +176,23 @@ def _step(writer: Writer, levels: Levels, progress: FrameProgress, sampling, lim
     )
 
 
-def _draw(writer: Writer, levels: Levels, progress: FrameProgress, sampling) -> jax.Array:
-    """One id a level [B, Q], each among its own codes; the first may end."""
+def _table(writer: Writer, levels: Levels) -> Table:
     count, size = len(levels.delays), levels.size
     heads = level_heads(writer.heads[0].astype(jnp.float32), count, size)
-    logits = jnp.einsum("bh,qrh->bqr", progress.hidden.astype(jnp.float32), heads)
     marks = heads.shape[1] - size
     own = jnp.arange(count)[:, None] * size + jnp.arange(size)
     shared = jnp.broadcast_to(count * size + jnp.arange(marks), (count, marks))
-    ids = jnp.concatenate([own, shared], axis=1)  # [Q, V + marks], as rows are numbered
-    allowed = writer.allowed[:, ids][jnp.arange(count), jnp.arange(count)]
-    logits = jnp.where(allowed, logits, -jnp.inf)
-    found = probabilities(logits, sampling, progress.seen[:, ids])
+    ids = jnp.concatenate([own, shared], axis=1)
+    return Table(heads, ids, writer.allowed[jnp.arange(count)[:, None], ids])
+
+
+def _draw(table: Table, progress: FrameProgress, sampling) -> jax.Array:
+    """One id a level [B, Q], each among its own codes; the first may end."""
+    hidden = progress.hidden.astype(jnp.float32)
+    logits = jnp.einsum("bh,qrh->bqr", hidden, table.heads)
+    logits = jnp.where(table.allowed, logits, -jnp.inf)
+    found = probabilities(logits, sampling, progress.seen[:, table.ids])
     keys = jax.vmap(jax.random.fold_in)(progress.keys, progress.steps)
-    keys = jax.vmap(lambda key: jax.random.split(key, count))(keys)
+    keys = jax.vmap(lambda key: jax.random.split(key, len(table.ids)))(keys)
     place = jax.vmap(jax.vmap(draw))(keys, found)
-    return jnp.take_along_axis(ids[None], place[:, :, None], axis=2)[:, :, 0]
+    return jnp.take_along_axis(table.ids[None], place[:, :, None], axis=2)[:, :, 0]

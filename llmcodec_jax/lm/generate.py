@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import flax.struct
 import jax
@@ -24,6 +25,7 @@ from llmcodec_jax.lm.decoder import Decoder, Params, make_context
 from llmcodec_jax.lm.lora import LoRA
 from llmcodec_jax.lm.sampling import Sampling, draw, probabilities
 
+P = TypeVar("P")  # a batch's progress, which says what has `stopped`
 FIRST = slice(0, 1)
 """The head that writes; the others propose."""
 
@@ -116,15 +118,22 @@ def extend(
     An item stops after `stop_id` (-1: never), and at its limit of tokens, int [B].
     """
 
+    step = functools.partial(_step, writer, sampling=sampling, stop_id=stop_id, limits=limits)
+    return until_stopped(step, progress, passes)
+
+
+def until_stopped(step: Callable[[P], P], progress: P, passes) -> P:
+    """`passes` steps of a batch's progress, fewer where all of its items have stopped."""
+
     def going(carry):
         index, progress = carry
         return (index < passes) & ~progress.stopped.all()
 
-    def step(carry):
+    def body(carry):
         index, progress = carry
-        return index + 1, _step(writer, progress, sampling, stop_id, limits)
+        return index + 1, step(progress)
 
-    return jax.lax.while_loop(going, step, (0, progress))[1]
+    return jax.lax.while_loop(going, body, (0, progress))[1]
 
 
 class Proposal(NamedTuple):
