@@ -102,12 +102,12 @@ class PeriodDiscriminator(nn.Module):
         rows = -(-samples // p)
         folded = jnp.pad(wav, ((0, 0), (0, rows * p - samples), (0, 0))).reshape(batch, rows, p)
         folded = folded.swapaxes(1, 2).reshape(batch * p, rows, 1)
-        phase_lengths = (lengths[:, None] - jnp.arange(p) + p - 1) // p
+        left = lengths[:, None] - jnp.arange(p)  # samples from each phase's first one on
         count = len(self.channels)
         layers = list(zip(self.channels, [5] * count, [1] + [3] * (count - 1), strict=True))
         layers += [(self.channels[-1], 3, 1), (1, 3, 1)]
         features, masks = ConvStack(layers, self.dtype, name="layers")(
-            folded, phase_lengths.reshape(-1)
+            folded, left.reshape(-1), p
         )
         features = [f.reshape(batch, -1, f.shape[-1]) for f in features]
         return features, [m.reshape(batch, -1) for m in masks]
@@ -135,8 +135,11 @@ class ConvStack(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, lengths: jax.Array):
-        """x [B, T, 1], zero past lengths int [B] -> (feature maps, their masks)."""
+    def __call__(self, x: jax.Array, lengths: jax.Array, spacing: int = 1):
+        """x [B, T, 1], zero past lengths int [B] -> (feature maps, their masks).
+
+        `spacing`: samples between steps of x, in the unit of lengths.
+        """
         start = nn.initializers.variance_scaling(2 / (1 + SLOPE**2), "fan_in", "normal")
         features, masks = [], []
         for index, (channels, size, stride) in enumerate(self.layers):
@@ -145,8 +148,8 @@ class ConvStack(nn.Module):
             x = strided_conv(x, kernel.astype(self.dtype), stride) + bias.astype(self.dtype)
             if index + 1 < len(self.layers):
                 x = nn.leaky_relu(x, SLOPE)
-            lengths = -(-lengths // stride)
-            mask = jnp.arange(x.shape[1]) < lengths[:, None]
+            spacing *= stride
+            mask = spacing * jnp.arange(x.shape[1]) < lengths[:, None]  # its first sample is one
             x = jnp.where(mask[..., None], x, 0)
             features.append(x)
             masks.append(mask)
@@ -189,7 +192,7 @@ def halve(wav: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
         x = jnp.pad(x, ((0, 0), (1, 2), (0, 0)))
         return sum(x[:, i : i + 2 * steps : 2] for i in range(4))
 
-    lengths = lengths // 2
+    lengths = lengths >> 1
     halved = windows(wav * valid) / jnp.maximum(windows(valid), 1)
     return jnp.where(
         (jnp.arange(halved.shape[1]) < lengths[:, None])[..., None], halved, 0

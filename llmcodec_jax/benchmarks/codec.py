@@ -25,6 +25,7 @@ import numpy as np
 
 from llmcodec_jax.codec import registry, store
 from llmcodec_jax.codec.streaming import Stream, stream_lead
+from llmcodec_jax.errors import answer_errors
 from llmcodec_jax.ops import files
 from llmcodec_jax.portable import onnx
 
@@ -147,6 +148,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@answer_errors
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     if args.codec:

@@ -81,25 +81,19 @@ class Bench:
         build = jax.jit(lambda lm: init_state(self.method, lm, config.seed))
         self.state = build(self.lm)
 
-    def time(self, phase: Phase, steps: int) -> tuple[Cost, Cost]:
-        """(an ordinary step, the R1 penalty of one step that is due), measured after a warm-up."""
+    def time(self, phase: Phase, steps: int) -> Cost:
+        """A step of this phase, measured after a warm-up."""
+        parts = " + ".join(name for name, on in phase._asdict().items() if on)
+        print(f"compiling and measuring {parts}", file=sys.stderr, flush=True)
         step = functools.partial(train_step, method=self.method, phase=phase)
         compiled = jax.jit(step).lower(self.state, self.lm, self.batch).compile()
         flops = costs.traced_work(step, self.state, self.lm, self.batch).flops
-
-        def run(number: int) -> Cost:
-            state = self.state.replace(step=jnp.int32(number))
-            jax.block_until_ready(compiled(state, self.lm, self.batch))  # pages, caches
-            cpu, wall = time.process_time(), time.perf_counter()
-            for _ in range(steps):
-                jax.block_until_ready(compiled(state, self.lm, self.batch))
-            elapsed = Cost(time.process_time() - cpu, time.perf_counter() - wall)
-            return elapsed.over(steps)
-
-        due = self.method.game.r1_every * 1_000
-        ordinary = run(due + 1)
-        penalty = run(due).minus(ordinary) if phase.discriminator else Cost(0.0, 0.0)
-        return ordinary._replace(flops=flops), penalty
+        jax.block_until_ready(compiled(self.state, self.lm, self.batch))  # pages, caches
+        cpu, wall = time.process_time(), time.perf_counter()
+        for _ in range(steps):
+            jax.block_until_ready(compiled(self.state, self.lm, self.batch))
+        elapsed = Cost(time.process_time() - cpu, time.perf_counter() - wall)
+        return elapsed.over(steps)._replace(flops=flops)
 
 
 def measure(config: RunConfig, steps: int) -> dict[str, Cost]:
@@ -108,16 +102,17 @@ def measure(config: RunConfig, steps: int) -> dict[str, Cost]:
         config.training, revive_every=0)))  # fmt: skip
     method = bench.method
     parts: dict[str, Cost] = {}
-    parts["codec and acoustic losses"], _ = bench.time(Phase(True, False, False), steps)
-    total = parts["codec and acoustic losses"]
+    total = parts["codec and acoustic losses"] = bench.time(Phase(True, False, False), steps)
     if method.game.enabled:
-        with_players, penalty = bench.time(Phase(True, True, False), steps)
+        with_players = bench.time(Phase(True, True, False), steps)
         parts["discriminators"] = with_players.minus(total)
         if method.weights.r1:
-            parts[f"R1, 1 of {method.game.r1_every} steps"] = penalty.over(method.game.r1_every)
+            every = method.game.r1_every
+            due = bench.time(Phase(True, True, False, penalty=True), steps).minus(with_players)
+            parts[f"R1, 1 of {every} steps"] = due.over(every)
         total = with_players
     if method.lm is not None:
-        whole, _ = bench.time(Phase(True, method.game.enabled, True), steps)
+        whole = bench.time(Phase(True, method.game.enabled, True), steps)
         parts["language model and its losses"] = whole.minus(total)
     parts["all"] = Cost(*map(sum, zip(*parts.values(), strict=True)))
     return parts

@@ -201,7 +201,9 @@ def check(config: RunConfig, where: Target, phases: str = "last") -> dict:
 
 
 def _phase_report(config: RunConfig, program: Program, where: Target, start: int) -> dict:
-    phase = program.method.phase(start)
+    """The step that needs most memory, with the R1 penalty; the work of an ordinary one."""
+    ordinary = program.method.phase(start)._replace(penalty=False)
+    phase = ordinary._replace(penalty=ordinary.discriminator and program.method.weights.r1 > 0)
     logger.info("compiling %s for %s", phase, where.name)
     begun = time.perf_counter()
     capacity = where.chip.memory_gb * chips.GB / where.chip.devices
@@ -218,7 +220,7 @@ def _phase_report(config: RunConfig, program: Program, where: Target, start: int
     seconds = time.perf_counter() - begun
     memory = memory_table(program, compiled)
     found = costs.collectives(compiled.as_text(), len(where.devices))
-    work = one_devices_work(config, program, phase)
+    work = one_devices_work(config, program, ordinary)
     state_bytes = memory["parameters"] + memory["optimiser"]
     times = roofline(work, sum(c.sent for c in found if not c.rare), state_bytes, where.chip)
     audio = program.clips * config.data.clip_seconds

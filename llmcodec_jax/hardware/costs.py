@@ -62,7 +62,7 @@ def work(jaxpr: Jaxpr) -> Work:
     """Work of a jaxpr, without what no output depends on: no compiler computes that.
 
     Scans count all their turns; of a conditional the cheapest branch counts, because the step's
-    conditionals are for what happens rarely (the R1 penalty, revivals).
+    conditionals are for what happens rarely (revivals).
     """
     return _count(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
 
@@ -121,7 +121,7 @@ class Collective:
     times: int  # occurrences per step
     devices: int  # that take part
     where: str  # the source operation
-    rare: bool = False  # inside a conditional: the R1 penalty and revivals, not every step
+    rare: bool = False  # inside a conditional: revivals, not every step
 
     @property
     def sent(self) -> float:

@@ -7,7 +7,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.fft
 
 
 def hann(size: int) -> np.ndarray:
@@ -18,7 +17,7 @@ def hann(size: int) -> np.ndarray:
 def host_stft(wav: np.ndarray, size: int, hop: int, n_fft: int | None = None) -> np.ndarray:
     """Uncentred transform in numpy, for metrics and pictures: [..., N] -> [..., frames, bins]."""
     frames = np.lib.stride_tricks.sliding_window_view(wav, size, axis=-1)[..., ::hop, :]
-    return scipy.fft.rfft(frames * hann(size), n_fft, axis=-1)
+    return np.fft.rfft(frames * hann(size), n_fft, axis=-1)
 
 
 def reflect_pad(wav: jax.Array, length: jax.Array | None, left: int, right: int) -> jax.Array:

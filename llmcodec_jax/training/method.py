@@ -240,8 +240,15 @@ class Method:
 
     def phase(self, step: int) -> Phase:
         """The static phase of a step, without the parts this run does not have."""
-        codec, discriminator, lm = self.schedule.phase(step)
-        return Phase(codec, discriminator and self.game.enabled, lm and self.lm is not None)
+        planned = self.schedule.phase(step)
+        discriminator = planned.discriminator and self.game.enabled
+        due = self.weights.r1 > 0 and step % self.game.r1_every == 0
+        return Phase(
+            codec=planned.codec,
+            discriminator=discriminator,
+            lm=planned.lm and self.lm is not None,
+            penalty=discriminator and due,
+        )
 
     @classmethod
     def from_config(cls, config: RunConfig, lm_config: LMConfig | None) -> Method:

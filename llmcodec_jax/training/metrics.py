@@ -42,5 +42,11 @@ def code_statistics(share: jax.Array | np.ndarray) -> dict[str, jax.Array]:
 
 
 def finite(tree) -> jax.Array:
-    """True where every leaf of the tree is finite."""
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+    """True where every leaf of the tree is finite.
+
+    The leaves are counted by a product, which no kernel takes in: XLA:CPU would compute (and
+    compile) all of it again in the kernel of every leaf that waits for the answer.
+    """
+    flags = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)])
+    flags = flags.astype(jnp.float32)
+    return flags @ jnp.ones_like(flags) > len(flags) - 0.5

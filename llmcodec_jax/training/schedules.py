@@ -23,6 +23,7 @@ class Phase(NamedTuple):
     codec: bool  # codec parameters receive gradients
     discriminator: bool  # discriminators run and learn
     lm: bool  # bridge, frozen LM, heads and alignment run
+    penalty: bool = False  # the discriminators' lazy R1 penalty is due (`Method.phase`)
 
 
 @dataclasses.dataclass(frozen=True)

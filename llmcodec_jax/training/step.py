@@ -96,27 +96,26 @@ def penalty(method: Method, params: dict, batch: Batch, key: jax.Array) -> jax.A
 
 
 def penalise(method: Method, state: TrainState, batch: Batch, gradients: dict) -> tuple[dict, dict]:
-    """Adds the lazy R1 penalty's gradient every `r1_every` steps, in micro-batches."""
+    """Adds the lazy R1 penalty's gradient, in micro-batches.
+
+    Only steps of a phase with `penalty` call it. A conditional in one program for all steps would
+    be 11 times slower on CPU: XLA brings convolutions into their fast form in the entry
+    computation alone (docs/measurements.md).
+    """
     key = stream(jax.random.wrap_key_data(state.key), state.step, "r1")
     gradient = jax.value_and_grad(functools.partial(penalty, method))
+    if method.accumulate == 1:
+        value, extra = gradient(state.discriminator, batch, key)
+        return jax.tree.map(jnp.add, gradients, extra), {"loss/r1": value}
 
-    def due():
-        if method.accumulate == 1:
-            value, extra = gradient(state.discriminator, batch, key)
-            return value, jax.tree.map(jnp.add, gradients, extra)
+    def body(total, index_and_part):
+        index, part = index_and_part
+        found = gradient(state.discriminator, part, jax.random.fold_in(key, index))
+        return jax.tree.map(lambda a, b: a + b / method.accumulate, total, found), None
 
-        def body(total, index_and_part):
-            index, part = index_and_part
-            found = gradient(state.discriminator, part, jax.random.fold_in(key, index))
-            return jax.tree.map(lambda a, b: a + b / method.accumulate, total, found), None
-
-        start = (jnp.zeros(()), gradients)
-        parts = (jnp.arange(method.accumulate), split(batch, method.accumulate))
-        return jax.lax.scan(body, start, parts)[0]
-
-    value, gradients = jax.lax.cond(
-        state.step % method.game.r1_every == 0, due, lambda: (jnp.zeros(()), gradients)
-    )
+    start = (jnp.zeros(()), gradients)
+    parts = (jnp.arange(method.accumulate), split(batch, method.accumulate))
+    (value, gradients), _ = jax.lax.scan(body, start, parts)
     return gradients, {"loss/r1": value}
 
 
@@ -182,11 +181,11 @@ def update_codec(
 
 
 def update_discriminators(
-    method: Method, state: TrainState, gradients: dict, batch: Batch
+    method: Method, phase: Phase, state: TrainState, gradients: dict, batch: Batch
 ) -> Update:
     """The discriminators take a step, every so often with the R1 penalty."""
     report = {}
-    if method.weights.r1:
+    if phase.penalty:
         gradients, report = penalise(method, state, batch, gradients)
     group = method.discriminator_group
     transform = optimiser(state.discriminator, (group,), method.schedule)
@@ -222,7 +221,8 @@ def train_step(
     report = _report(method, state.step, gradients.losses, step_weights(method, state.step))
     updates = [update_codec(method, phase, state, gradients, batch_stats, batch)]
     if phase.discriminator:
-        updates.append(update_discriminators(method, state, gradients.discriminator, batch))
+        players = gradients.discriminator
+        updates.append(update_discriminators(method, phase, state, players, batch))
     changes, sizes = {}, {}
     for update in updates:
         changes |= update.changes
@@ -233,9 +233,8 @@ def train_step(
     decay = CODE_SHARE_DECAY
     counted = gradients.histogram.reshape(state.code_share.shape)
     changes["code_share"] = state.code_share * decay + counted * (1 - decay)
-    # One scalar for all leaves: behind a barrier, lest it be computed again in each leaf's kernel.
     moved = (changes["params"], changes.get("discriminator"), changes["batch_stats"])
-    ok = jax.lax.optimization_barrier(metrics.finite((report, sizes, moved)))
+    ok = metrics.finite((report, sizes, moved))
     after = accept(state, dataclasses.replace(state, **changes), ok)
     report |= {f"grad_norm/{name}": size for name, size in sizes.items()}
     report |= {f"codes/{k}": v for k, v in metrics.code_statistics(after.code_shares).items()}

@@ -21,7 +21,7 @@ from llmcodec_jax.training.step import gather_gradients, penalise, penalty, trai
 from llmcodec_jax.types import Batch, CodecOutput
 from tests.tiny import babble, tiny_lm_config
 
-EVERYTHING = Phase(codec=True, discriminator=True, lm=True)
+EVERYTHING = Phase(codec=True, discriminator=True, lm=True, penalty=True)
 
 
 def tiny_method(**changes) -> Method:

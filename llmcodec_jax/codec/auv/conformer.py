@@ -224,6 +224,7 @@ class Conformer(nn.Module):
             split_rngs={"params": True},
             in_axes=nn.broadcast,
             length=self.layers,
+            check_constancy_invariants=False,  # all is scanned or an argument: traced once less
         )(
             self.head_dim,
             self.ffn_multiple,
