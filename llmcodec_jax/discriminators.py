@@ -106,9 +106,7 @@ class PeriodDiscriminator(nn.Module):
         count = len(self.channels)
         layers = list(zip(self.channels, [5] * count, [1] + [3] * (count - 1), strict=True))
         layers += [(self.channels[-1], 3, 1), (1, 3, 1)]
-        features, masks = ConvStack(layers, self.dtype, name="layers")(
-            folded, left.reshape(-1), p
-        )
+        features, masks = ConvStack(layers, self.dtype, name="layers")(folded, left.reshape(-1), p)
         features = [f.reshape(batch, -1, f.shape[-1]) for f in features]
         return features, [m.reshape(batch, -1) for m in masks]
 

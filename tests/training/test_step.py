@@ -68,10 +68,30 @@ def state(lm):
 
 
 @pytest.fixture(scope="module")
-def full_step(lm):
+def full_step(lm, state):
     """The compiled step with everything on."""
     step = functools.partial(train_step, method=tiny_method(), phase=EVERYTHING)
-    return jax.jit(step)
+    return jax.jit(step).lower(state, lm, tiny_batch()).compile()
+
+
+def test_the_finite_check_is_computed_once(full_step, state):
+    """Each parameter waits for it; XLA:CPU would compute it anew in the kernel of every one."""
+    leaves = len(jax.tree.leaves((state.params, state.discriminator, state.batch_stats)))
+    assert leaves < full_step.as_text().count(" is-finite(") < 3 * leaves
+
+
+def test_steps_at_which_r1_is_due_are_a_phase_of_their_own(state, lm):
+    method = tiny_method()
+    every = method.game.r1_every
+    assert [method.phase(step).penalty for step in (0, 1, every, every + 1)] == [1, 0, 1, 0]
+    weights = dataclasses.replace(method.weights, r1=0.0)
+    assert not tiny_method(weights=weights).phase(0).penalty
+
+    def report(phase):
+        step = functools.partial(train_step, method=method, phase=phase)
+        return jax.eval_shape(step, state, lm, tiny_batch())[1]
+
+    assert set(report(EVERYTHING)) - set(report(EVERYTHING._replace(penalty=False))) == {"loss/r1"}
 
 
 def test_every_objective_is_there_and_finite(full_step, state, lm):
