@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llmcodec_jax.codec.conv import fast_fir
 from llmcodec_jax.codec.conv.layers import (
     Conv1d,
     ConvTranspose1d,
@@ -25,6 +24,7 @@ from llmcodec_jax.codec.conv.residual_vq import (
 )
 from llmcodec_jax.codec.conv.seanet import SEANetConfig, SEANetDecoder, SEANetEncoder
 from llmcodec_jax.codec.quantizer import draw_levels
+from llmcodec_jax.ops import fast_fir
 
 
 def noise(*shape, seed=0):

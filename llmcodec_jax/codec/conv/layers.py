@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmcodec_jax.codec.conv import fast_fir
+from llmcodec_jax.ops import fast_fir
 
 PAD_MODES = ("zero", "reflect", "replicate")
 NORMS = ("none", "weight", "group")

@@ -33,22 +33,27 @@ def plain(x: jax.Array, kernel: jax.Array, dilation: int, precision=None) -> jax
     )
 
 
-def convolve(x: jax.Array, kernel: jax.Array, dilation: int = 1, precision=None) -> jax.Array:
+def convolve(
+    x: jax.Array, kernel: jax.Array, dilation: int = 1, precision=None, worth: int = WORTH
+) -> jax.Array:
     """As `plain`, in fewer products where that is faster.
 
     A split of K taps saves about K / 4 products of each of I channels; its sums are passes over
-    memory, which take as long on a CPU as some hundred products.
+    memory, which take as long on a CPU as some hundred products. Nothing is split for less than
+    `worth` products saved.
     """
     taps, inputs, _ = kernel.shape
     steps = x.shape[1] - (taps - 1) * dilation
     kept = (taps + (taps + 1) // 2) / 2
-    few = steps < 2 * dilation * taps or (taps - kept) * inputs < WORTH
+    few = steps < 2 * dilation * taps or (taps - kept) * inputs < worth
     if few or x.dtype != jnp.float32 or jax.default_backend() != "cpu":
         return plain(x, kernel, dilation, precision)
-    return split(x, kernel, dilation, precision)
+    return split(x, kernel, dilation, precision, worth)
 
 
-def split(x: jax.Array, kernel: jax.Array, dilation: int = 1, precision=None) -> jax.Array:
+def split(
+    x: jax.Array, kernel: jax.Array, dilation: int = 1, precision=None, worth: int = WORTH
+) -> jax.Array:
     """As `plain`, by three convolutions of half the taps over half the steps."""
     batch, length, inputs = x.shape
     taps, _, features = kernel.shape
@@ -61,7 +66,7 @@ def split(x: jax.Array, kernel: jax.Array, dilation: int = 1, precision=None) ->
 
     def filtered(x: jax.Array, kernel: jax.Array, pairs: int) -> jax.Array:
         wanted = (pairs + len(kernel) - 1) * dilation
-        return convolve(x[:, :wanted], kernel, dilation, precision)
+        return convolve(x[:, :wanted], kernel, dilation, precision, worth)
 
     a = filtered(second, even, pairs)
     b = filtered(first, odd, pairs + 1)
