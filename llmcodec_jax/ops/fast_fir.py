@@ -16,6 +16,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from llmcodec_jax.ops.backend import on_cpu
+
 WORTH = 64
 """Products saved for each output value from which a split pays, measured on two-core x86."""
 
@@ -46,7 +48,7 @@ def convolve(
     steps = x.shape[1] - (taps - 1) * dilation
     kept = (taps + (taps + 1) // 2) / 2
     few = steps < 2 * dilation * taps or (taps - kept) * inputs < worth
-    if few or x.dtype != jnp.float32 or jax.default_backend() != "cpu":
+    if few or x.dtype != jnp.float32 or not on_cpu():
         return plain(x, kernel, dilation, precision)
     return split(x, kernel, dilation, precision, worth)
 

@@ -12,6 +12,7 @@ import optax
 
 from llmcodec_jax.losses import adversarial
 from llmcodec_jax.losses.alignment import enqueue
+from llmcodec_jax.ops.backend import turns_at_once
 from llmcodec_jax.training import metrics
 from llmcodec_jax.training.gradients import (
     Gradients,
@@ -67,7 +68,10 @@ def gather_gradients(
         return (batch_stats, total), gradients.text
 
     (batch_stats, total), text = jax.lax.scan(
-        body, (state.batch_stats, zeros), (jnp.arange(method.accumulate), parts)
+        body,
+        (state.batch_stats, zeros),
+        (jnp.arange(method.accumulate), parts),
+        unroll=turns_at_once(method.accumulate),
     )
     if text is not None:  # undo the interleaving of `split`: back to the batch's own order
         text = text._replace(
@@ -115,7 +119,8 @@ def penalise(method: Method, state: TrainState, batch: Batch, gradients: dict) -
 
     start = (jnp.zeros(()), gradients)
     parts = (jnp.arange(method.accumulate), split(batch, method.accumulate))
-    (value, gradients), _ = jax.lax.scan(body, start, parts)
+    turns = turns_at_once(method.accumulate)
+    (value, gradients), _ = jax.lax.scan(body, start, parts, unroll=turns)
     return gradients, {"loss/r1": value}
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 from llmcodec_jax.codec.conv.layers import (
     Conv1d,
@@ -24,7 +25,7 @@ from llmcodec_jax.codec.conv.residual_vq import (
 )
 from llmcodec_jax.codec.conv.seanet import SEANetConfig, SEANetDecoder, SEANetEncoder
 from llmcodec_jax.codec.quantizer import draw_levels
-from llmcodec_jax.ops import fast_fir
+from llmcodec_jax.ops import backend, fast_fir
 
 
 def noise(*shape, seed=0):
@@ -216,6 +217,16 @@ def test_a_wide_kernel_is_split_again():
     # Three of 4, 3 and 4 taps; those of 4 are three each again.
     assert count == (7 if jax.default_backend() == "cpu" else 1)
     same(fast_fir.convolve(x, kernel), fast_fir.plain(x, kernel, 1))
+
+
+def test_a_program_for_other_devices_is_as_they_like_it():
+    """compile_check makes programs for accelerators on machines that have none."""
+    device = AbstractDevice("TPU v5 lite", 1, "tpu")
+    x, kernel = noise(1, 120, 96), noise(7, 96, 8)
+    with use_abstract_mesh(AbstractMesh((1,), ("data",), abstract_device=device)):
+        made = jax.make_jaxpr(fast_fir.convolve)(x, kernel)
+        assert backend.turns_at_once(4) == 1
+    assert str(made).count("conv_general_dilated[") == 1
 
 
 def test_sines_and_exponentials_are_close_enough():
