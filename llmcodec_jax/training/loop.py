@@ -83,7 +83,7 @@ class Run:
 
 
 class Steps:
-    """The compiled train step of each phase: at most three (schedules.py), twice where R1 is due."""
+    """The compiled train step of each phase: at most three, and as many with R1 (schedules.py)."""
 
     def __init__(self, run: Run):
         self._run, self._compiled = run, {}
