@@ -80,7 +80,9 @@ def _dataset(task: Task, shards: list[int], workers: int | None):
     rows = ray.data.from_items(
         [{"shard": number} for number in shards], override_num_blocks=len(shards)
     )
-    read = rows.map(_read, fn_kwargs={"task": task}, num_cpus=READER_CPUS)
+    room = (resources.get("CPU", 1) - ACTOR_CPUS * count) / READER_CPUS
+    readers = ray.data.ActorPoolStrategy(min_size=count, max_size=max(count, int(room)))
+    read = rows.map(_Reader, fn_constructor_args=(task,), compute=readers, num_cpus=READER_CPUS)
     return read.map(
         _Coder,
         fn_constructor_args=(task, cores),
@@ -90,21 +92,26 @@ def _dataset(task: Task, shards: list[int], workers: int | None):
     )
 
 
-_sources: dict[str, Any] = {}  # of this worker process: opening one may list a bucket
+class _Reader:
+    """A Ray actor that reads and resamples: tasks would start a process, and JAX, for most shards.
 
+    Ray ends idle workers after a second.
+    """
 
-def _read(row: dict, task: Task) -> dict:
-    """A shard's number -> its clips, read and resampled; what does not fit is left to the actor."""
-    plan, number = task.plan, row["shard"]
-    if plan.source not in _sources:
-        _sources[plan.source] = open_planned(plan)
-    source, clips, seconds = _sources[plan.source], [], 0.0
-    for clip in shard.read_clips(source, plan.indices(number), plan.sample_rate):
-        clips.append(clip)
-        seconds += 0.0 if clip.wav is None else len(clip.wav) / plan.sample_rate
-        if seconds > shard.HELD:
-            break
-    return {"shard": number, "clips": pickle.dumps(clips, protocol=5)}
+    def __init__(self, task: Task):
+        self._plan = task.plan
+        self._source = open_planned(task.plan)  # may list a bucket
+
+    def __call__(self, row: dict) -> dict:
+        """A shard's number -> its clips; what does not fit is left to the coder."""
+        plan, number = self._plan, int(row["shard"])
+        clips, seconds = [], 0.0
+        for clip in shard.read_clips(self._source, plan.indices(number), plan.sample_rate):
+            clips.append(clip)
+            seconds += 0.0 if clip.wav is None else len(clip.wav) / plan.sample_rate
+            if seconds > shard.HELD:
+                break
+        return {"shard": number, "clips": pickle.dumps(clips, protocol=5)}
 
 
 class _Coder:
