@@ -163,7 +163,7 @@ def strided_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     sums, but neither direction needs a dilated convolution, which XLA runs several times slower
     on CPU, and the folded input fills a TPU's lanes better. The first layer's single channel
     becomes one matrix product over its taps, for the same two reasons. On CPU long kernels of many
-    channels are split (`ops/fast_fir.py`), which halves their time.
+    channels are split (`ops/fast_fir.py`), which nearly halves their time.
     """
     size, channels, outputs = kernel.shape
     steps, taps = -(-x.shape[1] // stride), -(-size // stride)

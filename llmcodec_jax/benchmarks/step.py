@@ -83,8 +83,7 @@ class Bench:
 
     def time(self, phase: Phase, steps: int) -> Cost:
         """A step of this phase, measured after a warm-up."""
-        parts = " + ".join(name for name, on in phase._asdict().items() if on)
-        print(f"compiling and measuring {parts}", file=sys.stderr, flush=True)
+        print(f"compiling and measuring {phase}", file=sys.stderr, flush=True)
         step = functools.partial(train_step, method=self.method, phase=phase)
         compiled = jax.jit(step).lower(self.state, self.lm, self.batch).compile()
         flops = costs.traced_work(step, self.state, self.lm, self.batch).flops
@@ -104,11 +103,12 @@ def measure(config: RunConfig, steps: int) -> dict[str, Cost]:
     parts: dict[str, Cost] = {}
     total = parts["codec and acoustic losses"] = bench.time(Phase(True, False, False), steps)
     if method.game.enabled:
-        with_players = bench.time(Phase(True, True, False), steps)
+        players = Phase(True, True, False)
+        with_players = bench.time(players, steps)
         parts["discriminators"] = with_players.minus(total)
-        if method.weights.r1:
+        if method.penalised(players).penalty:
             every = method.game.r1_every
-            due = bench.time(Phase(True, True, False, penalty=True), steps).minus(with_players)
+            due = bench.time(method.penalised(players), steps).minus(with_players)
             parts[f"R1, 1 of {every} steps"] = due.over(every)
         total = with_players
     if method.lm is not None:

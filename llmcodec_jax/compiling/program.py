@@ -203,7 +203,7 @@ def check(config: RunConfig, where: Target, phases: str = "last") -> dict:
 def _phase_report(config: RunConfig, program: Program, where: Target, start: int) -> dict:
     """The step that needs most memory, with the R1 penalty; the work of an ordinary one."""
     ordinary = program.method.phase(start)._replace(penalty=False)
-    phase = ordinary._replace(penalty=ordinary.discriminator and program.method.weights.r1 > 0)
+    phase = program.method.penalised(ordinary)
     logger.info("compiling %s for %s", phase, where.name)
     begun = time.perf_counter()
     capacity = where.chip.memory_gb * chips.GB / where.chip.devices

@@ -37,11 +37,10 @@ class CompileTimes:
         return found if isinstance(found, dict) else {}
 
     def __enter__(self) -> None:
-        parts = [name for name, on in self._phase._asdict().items() if on]
         last = self._read().get(self._key)
         took = f"{last:.0f} s without the cache" if last else "minutes the first time"
         stars = "" if last and last < SLOW else '; XLA\'s "very slow compile" means no harm'
-        logger.info("compiling the step that trains %s (%s%s)", " + ".join(parts), took, stars)
+        logger.info("compiling the step that trains %s (%s%s)", self._phase, took, stars)
         self._start = time.perf_counter()
 
     def __exit__(self, kind, *_) -> None:

@@ -241,14 +241,15 @@ class Method:
     def phase(self, step: int) -> Phase:
         """The static phase of a step, without the parts this run does not have."""
         planned = self.schedule.phase(step)
-        discriminator = planned.discriminator and self.game.enabled
-        due = self.weights.r1 > 0 and step % self.game.r1_every == 0
-        return Phase(
-            codec=planned.codec,
-            discriminator=discriminator,
+        found = planned._replace(
+            discriminator=planned.discriminator and self.game.enabled,
             lm=planned.lm and self.lm is not None,
-            penalty=discriminator and due,
         )
+        return found if step % self.game.r1_every else self.penalised(found)
+
+    def penalised(self, phase: Phase) -> Phase:
+        """The same at a step at which R1 is due, if this run has it and discriminators learn."""
+        return phase._replace(penalty=phase.discriminator and self.weights.r1 > 0)
 
     @classmethod
     def from_config(cls, config: RunConfig, lm_config: LMConfig | None) -> Method:

@@ -25,6 +25,10 @@ class Phase(NamedTuple):
     lm: bool  # bridge, frozen LM, heads and alignment run
     penalty: bool = False  # the discriminators' lazy R1 penalty is due (`Method.phase`)
 
+    def __str__(self) -> str:
+        """Its parts, as messages name them: "codec + lm"."""
+        return " + ".join(name for name, on in self._asdict().items() if on)
+
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
