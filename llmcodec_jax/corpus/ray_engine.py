@@ -75,13 +75,14 @@ def _dataset(task: Task, shards: list[int], workers: int | None):
 
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
-    count = min(workers or gpus or max(int(resources.get("CPU", 1)), 1), len(shards))
-    cores = max(int(resources.get("CPU", 1)) // count, 1)
+    cpus = resources.get("CPU", 1)
+    count = min(workers or gpus or max(int(cpus), 1), len(shards))
+    cores = max(int(cpus) // count, 1)
     rows = ray.data.from_items(
         [{"shard": number} for number in shards], override_num_blocks=len(shards)
     )
-    room = (resources.get("CPU", 1) - ACTOR_CPUS * count) / READER_CPUS
-    readers = ray.data.ActorPoolStrategy(min_size=count, max_size=max(count, int(room)))
+    room = max(int((cpus - ACTOR_CPUS * count) / READER_CPUS), 1)
+    readers = ray.data.ActorPoolStrategy(min_size=min(count, room), max_size=room)
     read = rows.map(_Reader, fn_constructor_args=(task,), compute=readers, num_cpus=READER_CPUS)
     return read.map(
         _Coder,
