@@ -2,7 +2,8 @@
 
 Published: Adam 3e-4, b1 0.5, b2 0.9, 300 epochs of 2,000 updates, 64 clips of a second; one of
 five bit rates drawn for every batch (here a number of codebooks for every clip) and a balancer of
-the losses' gradients.
+the losses' gradients. 48 kHz: `sample_rate=48_000, channels=2, norm="group", causal=False,
+normalise=True, window_seconds=1.0, width=129, levels=17`.
 """
 
 from ml_collections import ConfigDict

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmcodec_jax.codec import hub, registry, store
+from llmcodec_jax.codec.conv import encodec
 from llmcodec_jax.types import Codec
 
 
@@ -43,7 +44,7 @@ class Card:
     @property
     def causal(self) -> bool:
         """Whether it streams."""
-        return hasattr(self.module, "stream_lead")
+        return getattr(self.module, "stream_lead", None) is not None
 
     @functools.cached_property
     def parameters(self) -> int:
@@ -89,6 +90,15 @@ CARDS = (
         "MIT, by its repository",
         "github.com/facebookresearch/encodec",
         f"{PARITY}; bits kept both ways; also its authors' `.th`; padding exact",
+    ),
+    Card(
+        "encodec_48khz",
+        "hf:facebook/encodec_48khz",
+        "encodec",
+        "MIT, by its repository",
+        "github.com/facebookresearch/encodec",
+        f"{PARITY}, a window at a time; one sound in both channels; level 0 is the loudness",
+        fields={**encodec.RELEASE_48KHZ, "strides": (2, 4, 5, 8), "width": 129, "levels": 17},
     ),
     Card(
         "dac_16khz",

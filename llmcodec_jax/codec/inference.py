@@ -42,14 +42,16 @@ class Codec:
     ):
         """`batch_size`: clips computed at once; by default 8 on accelerators, 1 on CPUs, where
         it brings little and pads much. `buckets`: padded lengths in frames, ascending; by default
-        BUCKET_SECONDS at the codec's frame rate."""
+        BUCKET_SECONDS at the codec's frame rate, or its own `window_seconds` alone."""
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         self.module = module
         self.variables = jax.device_put(variables)
         self.batch_size = batch_size or (1 if jax.default_backend() == "cpu" else 8)
-        seconds = (math.ceil(s * self.frame_rate) for s in BUCKET_SECONDS)
-        self.buckets = tuple(seconds if buckets is None else buckets)
+        window = getattr(module, "window_seconds", 0.0)
+        seconds = (window,) if window else BUCKET_SECONDS
+        frames = (math.ceil(s * self.frame_rate) for s in seconds)
+        self.buckets = tuple(frames if buckets is None else buckets)
         self._encode = jax.jit(self._encode_program, static_argnums=3)
         self._decode = jax.jit(self._decode_program)
 

@@ -27,6 +27,9 @@ EXAMPLES = {
     ),
     "encodec": EnCodec(**ENCODEC, learning="gradient"),
     "encodec_running": EnCodec(**ENCODEC, sample_rate=16_000, pad_mode="zero"),
+    "encodec_48khz": EnCodec(
+        **ENCODEC, channels=2, norm="group", causal=False, normalise=True, window_seconds=1.0,
+    ),
     "mimi": Mimi(
         strides=(4,), filters=4, width=16, transformer_layers=1, heads=2, hidden=32, window=10,
         codebook_size=24, code_dim=6, levels=3, learning="gradient", layer_scale=1.0,

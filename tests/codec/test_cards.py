@@ -14,6 +14,7 @@ def test_rates_are_the_published_ones():
     assert {name: round(card.bits) for name, card in CARDS.items()} | {"auv": 0} == {
         "auv": 0,
         "encodec_24khz": 24_000,
+        "encodec_48khz": 24_000 + 1_500,  # and the loudness, a code a frame
         "dac_16khz": 6_000,
         "dac_24khz": 24_000,
         "dac_44khz": 7_752,

@@ -100,6 +100,7 @@ def test_command_streams_raw_audio(case, tmp_path):
     np.testing.assert_allclose(heard, whole[0, : len(pcm)], atol=1e-4)
 
 
-def test_codecs_that_look_ahead_are_refused():
+@pytest.mark.parametrize("name", ["dac", "encodec_48khz"])
+def test_codecs_that_look_ahead_are_refused(name):
     with pytest.raises(ValueError, match="cannot stream"):
-        Stream(EXAMPLES["dac"], {})
+        Stream(EXAMPLES[name], {})

@@ -15,6 +15,7 @@ from tests.parity import seeded
 
 DATA = Path(__file__).parent / "data"
 NAMES = "bigcodec dac encodec mimi speechtokenizer unicodec wavtokenizer".split()
+GOLDENS = (*NAMES, "encodec_48khz")
 FAMILIES: dict[str, Any] = {
     name: importlib.import_module(f"llmcodec_jax.codec.conv.{name}") for name in NAMES
 }
@@ -38,8 +39,8 @@ class Golden:
     """One golden file, and our module with the weights it was made with."""
 
     def __init__(self, path: Path):
-        """`path`: FAMILY.npz, as `make/FAMILY_golden.py` writes it."""
-        self.family = FAMILIES[path.stem]
+        """`path`: FAMILY.npz or FAMILY_WHICH.npz, as `make/NAME_golden.py` writes it."""
+        self.family = FAMILIES[path.stem.partition("_")[0]]
         self.meta, self.arrays = read(path)
         self.tensors = weights(self.meta)
         config = self.meta["config"]

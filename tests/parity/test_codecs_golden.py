@@ -10,10 +10,10 @@ import pytest
 
 from llmcodec_jax.codec import layout
 from llmcodec_jax.types import DOMAINS
-from tests.parity.golden import DATA, FAMILIES, Golden
+from tests.parity.golden import DATA, GOLDENS, Golden
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=GOLDENS)
 def golden(request):
     return Golden(DATA / f"{request.param}.npz")
 

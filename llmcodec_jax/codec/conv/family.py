@@ -75,6 +75,8 @@ class ConvCodec(CodecModule):
 class EuclideanCodec(ConvCodec):
     """A family whose `quantizer` is a ResidualEuclidean of its `levels`, `learning` a field."""
 
+    first_codebook = 0  # the first level that has one
+
     def quantise(self, latent, mask, domain, levels, train) -> Quantised:
         """latent [B, T, D] -> Quantised."""
         return self.quantizer(latent, mask, levels, train)
@@ -91,7 +93,7 @@ class EuclideanCodec(ConvCodec):
         """
         stats, params = (flatten_dict(dict(variables[kind])) for kind in ("batch_stats", "params"))
         books = stats if self.learning == "ema" else params
-        for q in range(self.levels):
+        for q in range(self.first_codebook, self.levels):
             here = ("quantizer", *self.level_path(q))
             size, book = (*here, "cluster_size"), (*here, "codebook")
             counted, old = jnp.sum(stats[size]), books[book]
