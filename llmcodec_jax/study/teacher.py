@@ -94,8 +94,8 @@ def train_teacher(
     """Teaches the LM at `path` and writes it to `folder`; -> {"nats", "curve": [(step, nats)]}.
 
     All heads that were taught lie beside it, for `lm.heads.start_heads`. Held-out clips only
-    measure; texts: name of a clip -> transcript. "nats" is head 1's held-out cross-entropy without
-    any transcript.
+    measure, unseen voices are left alone; texts: name of a clip -> transcript. "nats" is head 1's
+    held-out cross-entropy without any transcript. Codes of several levels are taught in turn.
     """
     key = jax.random.key(seed)
     if config.width:
@@ -107,13 +107,13 @@ def train_teacher(
     ids = {name: tokenizer.encode(text) for name, text in texts.items() if name in tokens.clips}
     ids = {name: text for name, text in ids.items() if len(text) <= config.max_text}
     held_out = sorted(tokens.held_out)
-    training = sorted(set(tokens.clips) - set(held_out))
-    rows = functools.partial(_rows, tokens.clips, ids, begin, frames, config)
+    training = sorted(set(tokens.clips) - set(held_out) - tokens.unseen)
+    rows = functools.partial(_rows, tokens, ids, begin, frames, config)
     generator = np.random.default_rng(seed)
     fixed = np.random.default_rng(seed + 1)
     looks = [rows(held_out, fixed, 0.0) for _ in range(8)]
 
-    values, fixed = _start(lm_config, params, tokens.codebook_size, config, key)
+    values, fixed = _start(lm_config, params, tokens.vocabulary, config, key)
     optimiser = _optimiser(config)
     state = optimiser.init(values)
     update = jax.jit(functools.partial(_update, lm_config, optimiser), donate_argnums=(1, 2))
@@ -139,10 +139,10 @@ def train_teacher(
 
 
 def _start(
-    lm_config: LMConfig, params, codebook_size: int, config: TeacherConfig, key
+    lm_config: LMConfig, params, vocabulary: int, config: TeacherConfig, key
 ) -> tuple[dict, dict]:
     """-> (what is taught: audio rows, heads, and layers and norm unless frozen; what stays)."""
-    embedding = audio_embedding_init(params["embed"]["embedding"], codebook_size, key)
+    embedding = audio_embedding_init(params["embed"]["embedding"], vocabulary, key)
     heads = repeat_rows(audio_head_init(params, embedding, key), config.horizons)
     rows = {"embedding": embedding, "heads": heads}
     if not config.body_learning_rate:
@@ -165,12 +165,16 @@ def _optimiser(config: TeacherConfig):
     return optax.chain(optax.clip_by_global_norm(1.0), optax.multi_transform(parts, labels))
 
 
-def _rows(clips, texts, begin, frames, config, names, generator, text_share) -> dict:
+def _rows(
+    tokens: Streams, texts, begin: int, frames: int, config: TeacherConfig, names, generator, share
+) -> dict:
     """Random clips as rows of text ids and codes: begin, perhaps the transcript, the codes.
 
-    A crop goes without text: its words are not known.
+    A crop of `frames` frames goes without text: its words are not known. `share`: of the clips
+    that follow their transcript.
     """
-    size = 1 + config.max_text + frames
+    most = frames * tokens.levels
+    size = 1 + config.max_text + most
     batch = {
         "ids": np.full((config.batch, size), begin, np.int32),
         "spoken": np.zeros((config.batch, size), bool),
@@ -178,11 +182,11 @@ def _rows(clips, texts, begin, frames, config, names, generator, text_share) -> 
     }
     for row in range(config.batch):
         name = names[generator.integers(len(names))]
-        codes = clips[name]
-        start = generator.integers(max(len(codes) - frames, 0) + 1)
-        text = texts.get(name, ()) if generator.random() < text_share else ()
-        text = text if len(codes) <= frames else ()
-        codes = codes[start : start + frames]
+        codes = tokens.clips[name]
+        start = generator.integers(max(len(codes) // tokens.levels - frames, 0) + 1)
+        text = texts.get(name, ()) if generator.random() < share else ()
+        text = text if len(codes) <= most else ()
+        codes = codes[start * tokens.levels :][:most]
         end = 1 + len(text) + len(codes)
         batch["ids"][row, 1:end] = np.concatenate([text, codes])
         batch["spoken"][row, 1 + len(text) : end] = True

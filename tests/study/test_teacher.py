@@ -77,3 +77,29 @@ def test_a_text_teachers_body_stays_what_it_was(tiny_lm, tmp_path):
     rows = len(tables[1]) - 16  # rows past the tokenizer's are cut, audio rows follow
     np.testing.assert_array_equal(tables[0][:rows], tables[1][:rows])
     assert np.abs(np.diff(heads.start_heads(jnp.zeros((16, 32)), 2, f"from:{tmp_path}"), 0)).max()
+
+
+def test_whole_frames_of_every_level_are_taught_and_unseen_voices_left_alone(
+    tiny_lm, tmp_path, monkeypatch
+):
+    frames = np.arange(30, dtype=np.int32)
+    clips = {f"{i}": np.stack([(i + frames) % 16, 16 + frames % 16], 1).ravel() for i in range(6)}
+    tokens = Streams(clips, 16, 2, 50.0, frozenset({"0", "1"}), frozenset({"5"}))
+    asked, rows = [], teacher._rows
+
+    def spy(tokens, *args):
+        batch = rows(tokens, *args)
+        asked.append((set(args[4]), batch))
+        return batch
+
+    monkeypatch.setattr(teacher, "_rows", spy)
+    config = teacher.TeacherConfig(layers=3, steps=3, batch=4, seconds=0.4, horizons=2)
+    teacher.train_teacher(tiny_lm, tmp_path, tokens, {}, config)
+    assert set().union(*(names for names, _ in asked)) == {"0", "1", "2", "3", "4"}
+    for _, batch in asked:
+        assert (batch["length"] == 1 + 2 * 20).all()
+        codes = batch["ids"][:, 1 : 1 + 2 * 20].reshape(4, 20, 2)
+        assert (codes[..., 0] < 16).all()
+        assert (codes[..., 1] >= 16).all()
+    started = heads.start_heads(jnp.zeros((32, 32)), 2, f"from:{tmp_path}")
+    assert started.shape == (2, 32, 32)
