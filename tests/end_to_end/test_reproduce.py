@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import miniature
+from configs import miniature, miniature_residual
 from llmcodec_jax import audio, reproduce
 from llmcodec_jax.codec import store
 from llmcodec_jax.data.cache import cache_dir
@@ -250,6 +250,23 @@ def test_every_variant_is_a_valid_change():
     before, after = (study.variants[name].config(study.tuned) for name in PAIR)
     differing = differences(before.to_dict(), after.to_dict())
     assert set(differing) == {"bridge.logits"}  # one setting apart
+
+
+def test_the_study_of_a_residual_codec_differs_in_the_codec_alone():
+    study, one = (read_study(m.get_config()) for m in (miniature_residual, miniature))
+    for run in (study.base, study.tuned):
+        assert run.codec.name == "encodec"
+        assert run.codec.levels > 1
+        assert run.lm.reads == "flat"
+    assert study.base.codec == study.tuned.codec
+    assert {name: row.seeds for name, row in study.variants.items()} == {"control": 5, "ftp_sa": 5}
+    for name, row in study.variants.items():
+        assert row.change == one.variants[name].change
+    changed = set(differences(one.tuned.to_dict(), study.tuned.to_dict()))
+    assert {n for n in changed if not n.startswith("codec.")} == {
+        "lm.reads",
+        "training.use_domains",
+    }
 
 
 def test_a_study_that_cannot_be_is_named():
