@@ -263,10 +263,7 @@ def test_the_study_of_a_residual_codec_differs_in_the_codec_alone():
     for name, row in study.variants.items():
         assert row.change == one.variants[name].change
     changed = set(differences(one.tuned.to_dict(), study.tuned.to_dict()))
-    assert {n for n in changed if not n.startswith("codec.")} == {
-        "lm.reads",
-        "training.use_domains",
-    }
+    assert {n for n in changed if not n.startswith("codec.")} == {"lm.reads"}
 
 
 def test_a_study_that_cannot_be_is_named():
