@@ -19,7 +19,6 @@ from llmcodec_jax.ops import fast_fir
 from llmcodec_jax.ops.fields import changeable
 
 SLOPE = 0.2  # of the leaky rectifier
-WORTH = 300  # products saved by a split (`fast_fir`): a third would compile for minutes
 
 Maps = list[list[jax.Array]]
 """One list per sub-discriminator; its arrays run from the first layer to the logits."""
@@ -176,7 +175,7 @@ def strided_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     if stride * channels == 1:
         columns = jnp.concatenate([x[:, tap : tap + steps] for tap in range(taps)], axis=-1)
         return columns @ kernel[:, 0]
-    return fast_fir.convolve(x, kernel, worth=WORTH)
+    return fast_fir.convolve(x, kernel)
 
 
 def halve(wav: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:

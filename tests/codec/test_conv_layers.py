@@ -211,18 +211,20 @@ def test_fewer_products_are_the_same_convolution(taps, dilation, steps):
 
 
 def test_a_wide_kernel_is_split_again():
-    x, kernel = noise(1, 120, 96), noise(7, 96, 8, seed=1) / np.float32(26)
+    x, kernel = noise(1, 1200, 320), noise(7, 320, 8, seed=1) / np.float32(47)
     made = jax.make_jaxpr(fast_fir.convolve)(x, kernel)
     count = str(made).count("conv_general_dilated[")
     # Three of 4, 3 and 4 taps; those of 4 are three each again.
     assert count == (7 if jax.default_backend() == "cpu" else 1)
     same(fast_fir.convolve(x, kernel), fast_fir.plain(x, kernel, 1))
+    few = jax.make_jaxpr(fast_fir.convolve)(x[:, :400], kernel)  # as a stream's chunk
+    assert str(few).count("conv_general_dilated[") == 1
 
 
 def test_a_program_for_other_devices_is_as_they_like_it():
     """compile_check makes programs for accelerators on machines that have none."""
     device = AbstractDevice("TPU v5 lite", 1, "tpu")
-    x, kernel = noise(1, 120, 96), noise(7, 96, 8)
+    x, kernel = noise(1, 1200, 320), noise(7, 320, 8)
     with use_abstract_mesh(AbstractMesh((1,), ("data",), abstract_device=device)):
         made = jax.make_jaxpr(fast_fir.convolve)(x, kernel)
         assert backend.turns_at_once(4) == 1
