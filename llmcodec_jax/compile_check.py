@@ -10,7 +10,8 @@ Needs no weights and no accelerator. Exits with 1 if the step does not fit. Topo
 
 libtpu is taken from the environment or, better, from $TPU_LIBRARY_PATH (one in the environment
 makes every other JAX program look for a TPU first):
-    pip install --target ~/libtpu libtpu; export TPU_LIBRARY_PATH=~/libtpu/libtpu/libtpu.so
+    pip install --target ~/libtpu 'libtpu==0.0.42.*'    # jax 0.10.2's; a later JAX names its own
+    export TPU_LIBRARY_PATH=~/libtpu/libtpu/libtpu.so
 --config.section.field=value as in training.
 """
 

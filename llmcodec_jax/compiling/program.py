@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.metadata
 import importlib.util
 import logging
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,10 +74,27 @@ def target(name: str) -> Target:
         described = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except RuntimeError as error:  # of the plug-in, and where there is none
         if not _has_libtpu():
-            missing = "libtpu is missing (no TPU is needed): pip install libtpu"
+            missing = f"libtpu is missing (no TPU is needed): pip install '{libtpu_of_jax()}'"
             raise TopologyError(f"{missing}, or set TPU_LIBRARY_PATH to its .so") from error
         raise TopologyError(f"libtpu does not know {name!r}: {error}") from error
     return Target(name, list(described.devices), chips.CHIPS[kind], False)
+
+
+def libtpu_of_jax() -> str:
+    """The release that this JAX goes with, as a requirement: others' programs it may not read."""
+    asked = importlib.metadata.requires("jax") or []
+    return next((r.partition(";")[0].strip() for r in asked if r.startswith("libtpu")), "libtpu")
+
+
+def program_text(compiled: Any) -> str:
+    """What the compiler made, as text. Raises TopologyError where JAX cannot read it."""
+    try:
+        return compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:
+        raise TopologyError(
+            f"jax {jax.__version__} cannot read this libtpu's programs; it goes with "
+            f"{libtpu_of_jax()} ({str(error).splitlines()[0]})"
+        ) from error
 
 
 def _has_libtpu() -> bool:
@@ -219,7 +238,7 @@ def _phase_report(config: RunConfig, program: Program, where: Target, start: int
     compiled = step.call
     seconds = time.perf_counter() - begun
     memory = memory_table(program, compiled)
-    found = costs.collectives(compiled.as_text(), len(where.devices))
+    found = costs.collectives(program_text(compiled), len(where.devices))
     work = one_devices_work(config, program, ordinary)
     state_bytes = memory["parameters"] + memory["optimiser"]
     times = roofline(work, sum(c.sent for c in found if not c.rare), state_bytes, where.chip)

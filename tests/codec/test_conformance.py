@@ -127,8 +127,25 @@ def test_decoding_has_the_length_of_the_frames_and_is_silent_past_the_end(case):
     assert not np.any(np.asarray(wav)[past])
     assert np.abs(wav[0]).max() > 0
     output, again = case.run("reconstruct", case.wav, case.lengths)
-    np.testing.assert_array_equal(output.codes, case.output.codes)
-    np.testing.assert_allclose(again, wav, atol=1e-5)
+    assert_same_choices(case, case.output, output)
+    same_codes = case.run("decode", output.quantised, output.frame_mask)
+    np.testing.assert_allclose(again, same_codes, atol=1e-5)
+
+
+def assert_same_choices(case, one: CodecOutput, other: CodecOutput):
+    """Codes of two programs are equal but where two codes fit a frame alike within rounding."""
+    shape = (4, FRAMES, case.codec.levels)
+    codes, others = (np.asarray(output.codes).reshape(shape) for output in (one, other))
+    differing = codes != others
+    first = differing & (np.cumsum(differing, axis=-1) == 1)  # what follows it must differ
+    for clip, frame, level in np.argwhere(first):
+        search = case.codec.apply(case.variables, level, method="search")
+        query, table = np.asarray(one.query)[clip, frame, level], np.asarray(search.table)
+        score = -np.sum(np.square(table - query), axis=-1)
+        if search.metric == "cosine":
+            score = table @ query
+        best, second = score[codes[clip, frame, level]], score[others[clip, frame, level]]
+        assert best - second <= 1e-5 * np.ptp(score), (clip, frame, level)
 
 
 def test_codes_alone_carry_the_sound(case):

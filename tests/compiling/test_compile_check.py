@@ -114,7 +114,7 @@ def test_a_missing_libtpu_is_said_plainly(monkeypatch):
 
     monkeypatch.setattr(topologies, "get_topology_desc", fail)
     monkeypatch.setattr(program, "_has_libtpu", lambda: False)
-    with pytest.raises(program.TopologyError, match="pip install libtpu"):
+    with pytest.raises(program.TopologyError, match=r"pip install 'libtpu==\d"):
         program.target("v5e:4x4")
 
 
@@ -182,3 +182,12 @@ def test_work_that_nothing_depends_on_is_not_counted():
         return jax.lax.scan(layer, x, None, length=3)[0]
 
     assert costs.traced_work(layers, x).flops == 3 * 2 * 8**3
+
+
+def test_a_libtpu_that_jax_cannot_read_is_named_with_the_one_it_can():
+    class Foreign:
+        def as_text(self):
+            raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure: 1 operands but sees 3")
+
+    with pytest.raises(program.TopologyError, match=r"goes with libtpu==\d.*sees 3"):
+        program.program_text(Foreign())
