@@ -24,7 +24,7 @@ from llmcodec_jax.codec.conv.residual_vq import (
     search_columns,
 )
 from llmcodec_jax.codec.conv.seanet import SEANetConfig, SEANetDecoder, SEANetEncoder
-from llmcodec_jax.codec.quantizer import draw_levels
+from llmcodec_jax.codec.quantizer import draw_levels, normalise
 from llmcodec_jax.ops import backend, fast_fir
 
 
@@ -327,3 +327,12 @@ def test_dropout_draws_levels_for_a_share_of_clips():
     drawn = np.asarray(draw_levels(jax.random.key(0), 400, 8, 0.5))
     assert set(drawn[:200]) == set(range(1, 9))
     assert set(drawn[200:]) == {8}
+
+
+def test_silence_has_a_direction_of_zero_and_a_gradient():
+    x = jnp.array([[3.0, 4.0], [0.0, 0.0], [1e-13, 0.0]])
+    unit, gradient = jax.value_and_grad(lambda x: jnp.sum(normalise(x)[:, 0]))(x)
+    np.testing.assert_allclose(normalise(x), [[0.6, 0.8], [0, 0], [0, 0]], rtol=1e-6)
+    assert np.isfinite(gradient).all()
+    np.testing.assert_allclose(gradient, [[0.128, -0.096], [0, 0], [0, 0]], rtol=1e-5)
+    assert np.isfinite(unit)
