@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections
 import functools
-import hashlib
 import importlib.util
 import math
 import os
@@ -71,28 +70,16 @@ def transcribe(wav: np.ndarray) -> str:
     """Mono float32 [N] at 16 kHz -> the words heard, "" for silence.
 
     Beam search of 5, falling back to sampling where a beam repeats itself or is improbable, as
-    Whisper does; sampling is seeded by clip, so the same audio always gives the same words, and
-    an original that several codecs are judged by is listened to once a process.
+    Whisper does; sampling is seeded by clip, so the same audio always gives the same words.
     """
-    wav = np.ascontiguousarray(wav, np.float32)
-    if not np.any(wav):
-        return ""
-    key = hashlib.sha256(wav).digest(), model_folder()
-    if key not in _HEARD:
-        _HEARD[key] = _listen(wav)
-    return _HEARD[key]
-
-
-_HEARD: dict[tuple[bytes, Path], str] = {}
-
-
-def _listen(wav: np.ndarray) -> str:
     import ctranslate2
 
+    if not np.any(wav):
+        return ""
     model = recogniser()
     ctranslate2.set_random_seed(0)
     segments, _ = model.transcribe(
-        wav,
+        np.asarray(wav, np.float32),
         language="en",
         beam_size=5,
         condition_on_previous_text=False,  # one window's mistake is not the next one's prompt
