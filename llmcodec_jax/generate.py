@@ -2,7 +2,11 @@
 
     --voice prompt.wav          in the voice of a recording (an LM trained for tts)
     --continue clip.wav         goes on from a recording (an LM trained for continuation)
-    --input many.jsonl          {"id", "text", "voice", "continue", "seed"} a line; a folder comes
+    --ask clip.wav              answers it, as it answers a --text (an LM trained for chat)
+    --input many.jsonl          {"id", "text", "voice", "continue", "ask", "seed"} a line; a folder
+                                comes
+
+A chat LM answers in text, in speech, or in both: the text is printed, or beside ID.wav as ID.txt.
 
 Files that exist are skipped with --input, so an interrupted run resumes where it stopped.
 """
@@ -47,7 +51,8 @@ def speak(
 
     lm: a run folder of `speech_lm.train`, or what `speech_lm.speaker.load` gave. voice: (audio
     [N] or [N, channels], its rate in Hz), the first seconds of which are the prompt. Each text
-    has the seed `seed`. Raises UsageError for an LM that was trained for something else.
+    has the seed `seed`. Raises UsageError for an LM that was trained for something else, UserError
+    for a chat LM that answered in text alone (`SpeechLM.speak` gives both).
     """
     from llmcodec_jax.lm.sampling import Sampling
     from llmcodec_jax.speech_lm import speaker
@@ -58,6 +63,8 @@ def speak(
     requests = [speaker.Request(text, voice=heard, seed=seed) for text in said]
     how = Sampling(temperature, top_k, top_p, repetition_penalty)
     found = list(model.speak(requests, how, max_seconds=max_seconds, batch_size=batch_size))
+    if silent := [one.text for one in found if not len(one.wav)]:
+        raise UserError(f"the LM answered in text alone: {silent[0]}")
     return found[0].wav if isinstance(texts, str) else [one.wav for one in found]
 
 
@@ -66,7 +73,7 @@ def read_requests(path: Path, seed: int) -> list[dict]:
     rows = files.read_json_lines(path)
     if not rows:
         raise UsageError(f"{path}: no line of JSON there")
-    known = {"id", "text", "voice", "continue", "seed"}
+    known = {"id", "text", "voice", "continue", "ask", "seed"}
     for number, row in enumerate(rows, 1):
         if unknown := sorted(row.keys() - known):
             raise UsageError(
@@ -95,6 +102,7 @@ def make_request(row: dict, lm: SpeechLM, args: argparse.Namespace) -> Request:
         read("voice", args.voice_seconds),
         read("continue", args.prompt_seconds),
         int(row["seed"]),
+        read("ask", args.max_seconds),
     )
 
 
@@ -103,7 +111,9 @@ def write_all(lm: SpeechLM, rows: list[dict], args: argparse.Namespace) -> list[
     output = Path(args.output)
     single = args.input is None
     targets = [output if single else output / f"{row['id']}.wav" for row in rows]
-    due = [i for i, target in enumerate(targets) if single or not target.exists()]
+    # Of a chat LM the text is written last, and always.
+    marks = [t.with_suffix(".txt") if lm.task == "chat" else t for t in targets]
+    due = [i for i, mark in enumerate(marks) if single or not mark.exists()]
     if len(due) < len(rows):
         logger.info("%d of %d are there already", len(rows) - len(due), len(rows))
     failed, spoken, bar = [], [], tqdm(total=len(due), unit="clip", disable=None)
@@ -140,14 +150,25 @@ def _write_group(lm, rows, targets, group, args, spoken: list[Spoken]) -> list[s
     options = (args.max_seconds, args.heads, args.batch_size)
     for (i, request), done in zip(requests, lm.write(asked, sampling(args), *options), strict=True):
         try:
-            found = lm.finish(request, *done)
+            found = lm.finish(request, done)
         except UserError as error:
             failed.append(f"{rows[i]['id']}: {error}")
             continue
-        targets[i].parent.mkdir(parents=True, exist_ok=True)
-        audio.write(targets[i], found.wav, lm.codec.sample_rate)
+        write_one(lm, found, targets[i])
+        if found.text and args.input is None:
+            print(found.text)
         spoken.append(found)
     return failed
+
+
+def write_one(lm: SpeechLM, found: Spoken, target: Path) -> None:
+    """The sound, if there is any, and what a chat LM answered in text."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if len(found.wav):
+        audio.write(target, found.wav, lm.codec.sample_rate)
+    if lm.task == "chat":
+        with files.replacing(target.with_suffix(".txt")) as partial:
+            partial.write_text(found.text + "\n", encoding="utf-8")
 
 
 def sampling(args: argparse.Namespace):
@@ -193,8 +214,9 @@ def arguments() -> argparse.ArgumentParser:
     add("--lm", required=True, help="run folder of speech_lm.train")
     add("--codec", help="by default the one the run names")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--text", help="what to say")
+    what.add_argument("--text", help="what to say, or what a chat LM answers")
     what.add_argument("--continue", dest="start", metavar="CLIP", help="what to go on from")
+    what.add_argument("--ask", metavar="CLIP", help="a spoken question, for an LM of chat")
     what.add_argument("--input", type=Path, help="JSON lines of many")
     add("--voice", help="recording of the voice to say it in")
     add("--output", help=".wav or .flac file; with --input a folder")
@@ -203,7 +225,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--top-k", type=int, default=0, help="the k likeliest compete; 0 all")
     add("--top-p", type=float, default=0.95, help="the likeliest that hold this share compete")
     add("--repetition-penalty", type=float, default=1.0, help="of tokens written before; 1 none")
-    add("--max-seconds", type=float, default=10.0, help="of what is written")
+    add("--max-seconds", type=float, default=10.0, help="of what is written, and of --ask heard")
     add("--voice-seconds", type=float, default=3.0, help="of --voice that are heard")
     add("--prompt-seconds", type=float, default=3.0, help="of --continue that are heard")
     add("--heads", type=int, help="that write; 1: a token a pass (default: all the LM has)")
@@ -227,6 +249,7 @@ def main(argv: list[str] | None = None) -> int:
 
     keep_compilations(min_seconds=0.1)
     own = {"id": "1", "text": args.text, "voice": args.voice, "continue": args.start}
+    own["ask"] = args.ask
     rows = (
         [own | {"seed": args.seed}] if args.input is None else read_requests(args.input, args.seed)
     )

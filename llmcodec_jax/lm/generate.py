@@ -111,14 +111,15 @@ def start(
 
 @functools.partial(jax.jit, donate_argnums=1)
 def extend(
-    writer: Writer, progress: Progress, sampling: Sampling, passes, stop_id, limits
+    writer: Writer, progress: Progress, sampling: Sampling, passes, stops, limits
 ) -> Progress:
     """Up to `passes` passes more, fewer where all items have stopped.
 
-    An item stops after `stop_id` (-1: never), and at its limit of tokens, int [B].
+    An item stops after one of `stops`, int [] or [n] (-1: none), and at its limit of tokens,
+    int [B].
     """
 
-    step = functools.partial(_step, writer, sampling=sampling, stop_id=stop_id, limits=limits)
+    step = functools.partial(_step, writer, sampling=sampling, stops=stops, limits=limits)
     return until_stopped(step, progress, passes)
 
 
@@ -143,7 +144,7 @@ class Proposal(NamedTuple):
     drawn_from: jax.Array  # [B, K - 1, R]
 
 
-def _step(writer: Writer, progress: Progress, sampling, stop_id, limits) -> Progress:
+def _step(writer: Writer, progress: Progress, sampling, stops, limits) -> Progress:
     """One pass: propose, verify, keep what plain decoding could have written."""
     width = len(writer.heads)
     batch = jnp.arange(len(progress.token))
@@ -162,9 +163,9 @@ def _step(writer: Writer, progress: Progress, sampling, stop_id, limits) -> Prog
         proposal.chain
     )
     inside = jnp.arange(width) < kept[:, None]
-    stops = (proposal.chain == stop_id) & inside
-    ended = stops.any(axis=1)
-    written = jnp.where(ended, jnp.argmax(stops, axis=1) + 1, kept)
+    last_ones = jnp.isin(proposal.chain, stops) & inside
+    ended = last_ones.any(axis=1)
+    written = jnp.where(ended, jnp.argmax(last_ones, axis=1) + 1, kept)
     count = jnp.minimum(progress.count + written, limits)
     going = ~progress.stopped
     last = jnp.take_along_axis(hidden, (kept - 1)[:, None, None], axis=1)[:, 0]

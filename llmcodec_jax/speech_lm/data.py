@@ -26,6 +26,11 @@ def bytes_of(text: str) -> list[int]:
     return list(text.encode())
 
 
+def text_of(ids: Sequence[int]) -> str:
+    """Bytes that an LM wrote -> text; what is no UTF-8 becomes a replacement character."""
+    return bytes(ids).decode(errors="replace")
+
+
 def split(clips: Sequence[Clip], data: SpeechData) -> tuple[list[Clip], list[Clip]]:
     """-> (training, held-out) clips, by a hash of name, voice or text that never changes."""
     if data.split_by not in ("name", "speaker", "text"):
@@ -140,3 +145,8 @@ def reader(tokenizer) -> ReadText:
 
 def _encode(tokenizer, text: str) -> list[int]:
     return tokenizer.encode(text)
+
+
+def speller(tokenizer) -> Callable[[Sequence[int]], str]:
+    """The way back from what `reader` gives."""
+    return text_of if tokenizer is None else tokenizer.decode

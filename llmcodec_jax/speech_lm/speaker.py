@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,51 +21,72 @@ from llmcodec_jax.lm.config import LMConfig, RopeScaling
 from llmcodec_jax.lm.load import load_lm
 from llmcodec_jax.lm.sampling import Sampling
 from llmcodec_jax.speech_lm import data, template
+from llmcodec_jax.speech_lm.reply import Replies, Reply
 from llmcodec_jax.speech_lm.run import ABOUT_NAME
 from llmcodec_jax.speech_lm.template import Turn, Vocabulary
-from llmcodec_jax.speech_lm.writing import Frames, Turns, last_frames
+from llmcodec_jax.speech_lm.writing import Frames, Turns, last_frames, padded
 from llmcodec_jax.training.checkpoint import CONFIG_NAME, Checkpoints
 
 logger = logging.getLogger(__name__)
 
-PROMPTS = (64, 128, 256, 512, 1024, 2048, 4096)
-"""Padded lengths of prompts in tokens: each is one compilation."""
 PASSES = 32  # of the decoder between two looks at who has stopped
 
 
 class Request(NamedTuple):
-    """What to say, or what to go on from. Audio is float32 [N] at the codec's rate."""
+    """What to say, to answer, or to go on from: one of these. Audio is float32 [N], at the
+    codec's rate."""
 
-    text: str | None = None
+    text: str | None = None  # said; by a chat LM answered
     voice: np.ndarray | None = None  # whose voice says the text
-    start: np.ndarray | None = None  # what is continued, instead of text
+    start: np.ndarray | None = None  # what is continued
     seed: int = 0
+    question: np.ndarray | None = None  # what a chat LM hears and answers
+
+
+class Written(NamedTuple):
+    """What the LM wrote, not yet sound."""
+
+    ids: np.ndarray  # int32 [n], codes and <end>
+    passes: int  # of the decoder
+    text: str = ""  # of a chat LM, before it speaks or instead
 
 
 class Spoken(NamedTuple):
     """What came out."""
 
-    wav: np.ndarray  # float32 [N] at the codec's rate; a continuation's prompt is part of it
+    wav: np.ndarray  # float32 [N] at the codec's rate; a continuation's prompt is part of it;
+    # empty where a chat LM answered in text alone
     codes: np.ndarray  # int32 [T] or [T, Q], without the prompt's
     passes: int  # of the decoder
     ended: bool  # by the LM itself, not by the limit
+    text: str = ""  # of a chat LM
 
 
 class SpeechLM:
     """Make one with `load`; `speak` turns requests into speech."""
 
     def __init__(
-        self, writer: generate.Writer, vocabulary: Vocabulary, task: str, read_text, codec
+        self,
+        writer: generate.Writer,
+        vocabulary: Vocabulary,
+        task: str,
+        read_text: Callable[[str], Sequence[int]],
+        spell: Callable[[Sequence[int]], str],
+        codec,
     ):
-        """`read_text`: text -> ids, as the run read them."""
+        """`read_text`: text -> ids, as the run read them; `spell`: ids -> text."""
         self.writer, self.vocabulary, self.task, self.codec = writer, vocabulary, task, codec
         self._read_text = read_text
+        self._replies = Replies(writer, vocabulary, spell) if task == "chat" else None
 
     def prompt(self, request: Request) -> np.ndarray:
         """All that is read before the LM writes, ids int32 [S]. Raises UsageError."""
         vocabulary = self.vocabulary
-        if (request.text is None) == (request.start is None):
-            raise UsageError("give a text to say or a clip to continue, one of both")
+        given = (request.text, request.start, request.question)
+        if sum(part is not None for part in given) != 1:
+            raise UsageError("give a text, a clip to continue or a question to answer, one of them")
+        if request.question is not None and self.task != "chat":
+            raise UsageError(f"this speech LM was trained for {self.task}: it answers nothing")
         if request.start is not None:
             if self.task != "continuation":
                 raise UsageError(
@@ -75,14 +96,15 @@ class SpeechLM:
             return template.continuation(vocabulary, codes, ends=False).ids
         if self.task == "continuation":
             raise UsageError("this speech LM was trained for continuation: it reads no text")
-        text = self._read_text(request.text)
+        text = () if request.text is None else self._read_text(request.text)
         if self.task == "tts":
             voice = None if request.voice is None else self._codes(request.voice)
             return template.tts_prompt(vocabulary, text, voice).done().ids
         if request.voice is not None:
             raise UsageError("a chat LM takes no voice prompt")
-        asked = template.chat(vocabulary, [Turn("user", text)]).ids
-        return np.append(asked, [vocabulary.mark("<assistant>"), vocabulary.mark("<audio>")])
+        heard = None if request.question is None else self._codes(request.question)
+        asked = template.chat(vocabulary, [Turn("user", text, heard)]).ids
+        return np.append(asked, vocabulary.mark("<assistant>")).astype(np.int32)
 
     def _codes(self, wav: np.ndarray) -> np.ndarray:
         codes = np.asarray(self.codec.encode(wav))
@@ -109,7 +131,7 @@ class SpeechLM:
             for request, done in zip(
                 group, self.write(group, sampling, max_seconds, heads, batch_size), strict=True
             ):
-                yield self.finish(request, *done)
+                yield self.finish(request, done)
 
     def write(
         self,
@@ -118,26 +140,46 @@ class SpeechLM:
         max_seconds: float = 10.0,
         heads: int | None = None,
         batch_size: int | None = None,
-    ) -> list[tuple[np.ndarray, int]]:
-        """One batch -> [(ids int32 [n], passes of the decoder)]."""
+    ) -> list[Written]:
+        """One batch; a chat LM's text first."""
         count, limit = batch_size or len(requests), self._limit(max_seconds)
-        way, progress = self._begin(requests, sampling, limit, heads, count)
-        limits = jnp.where(jnp.arange(count) < len(requests), limit, 1)
+        prompts, keys = [self.prompt(r) for r in requests], _keys(requests, count)
+        replies = self._reply(prompts, keys, sampling)
+        speaks = np.zeros(count, bool)
+        speaks[: len(requests)] = [reply.speaks for reply in replies]
+        if not speaks.any():
+            return [Written(np.zeros(0, np.int32), r.passes, r.text) for r in replies]
+        prompts = [np.concatenate([p, r.ids]) for p, r in zip(prompts, replies, strict=True)]
+        way, progress = self._begin(prompts, requests, keys, sampling, limit, heads)
+        limits = jnp.where(speaks, limit, 1)
         while not progress.stopped.all():
             progress = way.extend(progress, sampling, PASSES, limits)
         progress = jax.device_get(progress.replace(cache=None, keys=None))
-        return [(way.read(progress, i), int(progress.passes[i])) for i in range(len(requests))]
+        return [
+            Written(
+                way.read(progress, i) if reply.speaks else np.zeros(0, np.int32),
+                reply.passes + int(progress.passes[i]) * reply.speaks,
+                reply.text,
+            )
+            for i, reply in enumerate(replies)
+        ]
 
     def stream(
         self, request: Request, sampling: Sampling, *, max_seconds: float = 10.0, frames: int = 4
     ) -> Iterator[np.ndarray]:
         """One request's audio float32 [n] as it is written, `frames` frames a time.
 
-        For causal codecs. Raises UsageError for one that cannot stream.
+        For causal codecs. Raises UsageError for one that cannot stream, UserError for an answer in
+        text alone.
         """
         stream = self.codec.stream(frames=frames, levels=self.vocabulary.levels)
         limit, end = self._limit(max_seconds), self.vocabulary.mark("<end>")
-        way, progress = self._begin([request], sampling, limit, None, 1)
+        prompt, keys = self.prompt(request), _keys([request], 1)
+        reply = self._reply([prompt], keys, sampling)[0]
+        if not reply.speaks:
+            raise UserError(f"the LM answered in text alone: {reply.text}")
+        prompt = np.concatenate([prompt, reply.ids])
+        way, progress = self._begin([prompt], [request], keys, sampling, limit, None)
         limits, heard, levels = jnp.full(1, limit), 0, self.vocabulary.levels
         while True:
             ids = way.read(progress, 0)
@@ -151,34 +193,32 @@ class SpeechLM:
             progress = way.extend(progress, sampling, way.passes(frames), limits)
         yield stream.flush_decoder()
 
+    def _reply(self, prompts: Sequence[np.ndarray], keys, sampling: Sampling) -> list[Reply]:
+        """What is answered in text; of an LM that only speaks, nothing."""
+        if self._replies is not None:
+            return self._replies.write(prompts, keys, sampling.check())
+        return [Reply(p[:0], "", speaks=True, passes=0) for p in prompts]
+
     def _limit(self, seconds: float) -> int:
         """Frames."""
         return max(round(seconds * self.codec.frame_rate), 1)
 
     def _begin(
         self,
+        prompts: Sequence[np.ndarray],
         requests: Sequence[Request],
+        keys: jax.Array,
         sampling: Sampling,
         limit: int,
         heads: int | None,
-        rows: int,
     ):
-        """Reads the prompts, padded to one of PROMPTS -> (way of writing, progress)."""
-        prompts = [self.prompt(request) for request in requests]
-        longest = max(map(len, prompts))
-        size = next((s for s in PROMPTS if longest <= s), None)
-        if size is None:
-            raise UsageError(f"a prompt of {longest} tokens is longer than {PROMPTS[-1]}")
+        """Reads the prompts in as many rows as there are keys -> (way of writing, progress)."""
         words = self.vocabulary
-        ids = np.zeros((rows, size, *prompts[0].shape[1:]), np.int32)
-        before = np.stack([last_frames(None, words)] * rows)
-        for row, (prompt, request) in enumerate(zip(prompts, requests, strict=True)):
-            ids[row, : len(prompt)] = prompt
+        ids, lengths = padded(prompts, len(keys))
+        before = np.stack([last_frames(None, words)] * len(keys))
+        for row, request in enumerate(requests):
             if request.start is not None and words.delays[-1]:
                 before[row] = last_frames(self._codes(request.start), words)
-        lengths = np.array([*map(len, prompts), *[1] * (rows - len(prompts))], np.int32)
-        seeds = [r.seed for r in requests] + [0] * (rows - len(requests))
-        keys = jnp.stack([jax.random.key(seed) for seed in seeds])
         writer = self.writer.replace(heads=self.writer.heads[:heads])
         way = (Frames if words.stacked else Turns)(writer, words, limit)
         return way, way.begin(ids, lengths, before, keys, sampling.check())
@@ -190,19 +230,29 @@ class SpeechLM:
             return ids
         return ids.reshape(-1, levels) - np.arange(levels, dtype=np.int32) * self.vocabulary.size
 
-    def finish(self, request: Request, ids: np.ndarray, passes: int) -> Spoken:
+    def finish(self, request: Request, written: Written) -> Spoken:
         """What `write` wrote, as speech. Raises UserError where that is nothing."""
+        ids = written.ids
         ended = len(ids) > 0 and ids[-1] == self.vocabulary.mark("<end>")
         ids = ids[:-1] if ended else ids
         ids = ids[: len(ids) // self.vocabulary.levels * self.vocabulary.levels]
         if not len(ids):
+            if written.text:
+                return Spoken(np.zeros(0, np.float32), ids, written.passes, True, written.text)
             raise UserError(f"the LM ended at once (seed {request.seed}): try another seed")
         codes = self._frames(ids)
         start = request.start
         whole = (
             codes if start is None else np.concatenate([self._frames(self._codes(start)), codes])
         )
-        return Spoken(self.codec.decode(whole), codes, passes, ended)
+        wav = self.codec.decode(whole)
+        return Spoken(wav, codes, written.passes, ended, written.text)
+
+
+def _keys(requests: Sequence[Request], rows: int) -> jax.Array:
+    """A random key for each row, by the request's seed."""
+    seeds = [r.seed for r in requests] + [0] * (rows - len(requests))
+    return jnp.stack([jax.random.key(seed) for seed in seeds])
 
 
 def load(run: str | Path, codec: str | Path | None = None) -> SpeechLM:
@@ -245,7 +295,7 @@ def load(run: str | Path, codec: str | Path | None = None) -> SpeechLM:
         config=_architecture(about["lm"]),
     )
     read = (lambda text: read_text(text.lower())) if lower else read_text
-    return SpeechLM(writer, vocabulary, about["task"], read, opened)
+    return SpeechLM(writer, vocabulary, about["task"], read, data.speller(tokenizer), opened)
 
 
 def _architecture(values: dict[str, Any]) -> LMConfig:
@@ -269,14 +319,19 @@ class Speed(NamedTuple):
 def measure_speed(
     lm: SpeechLM, requests: Sequence[Request], sampling: Sampling, **options
 ) -> Speed:
-    """Seconds a token of both ways of decoding, compiled before; the requests one after another."""
+    """Seconds a token of both ways of decoding, compiled before; the requests one after another.
+
+    Raises UserError where nothing is spoken.
+    """
     found = []
     for heads in (None, 1):
         lm.write(requests[:1], sampling, heads=heads, **options)  # compiles
         start, written, passes = time.perf_counter(), 0, 0
         for request in requests:
-            ids, count = lm.write([request], sampling, heads=heads, **options)[0]
-            written, passes = written + len(ids), passes + count
+            done = lm.write([request], sampling, heads=heads, **options)[0]
+            written, passes = written + len(done.ids), passes + done.passes
+        if not written:
+            raise UserError("nothing was spoken, so no speed can be told")
         found.append(((time.perf_counter() - start) / written, written / passes))
     (seconds, per_pass), (plain, _) = found
     return Speed(per_pass, seconds, plain)

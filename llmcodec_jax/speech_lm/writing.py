@@ -5,16 +5,36 @@ Limits and counts are in frames; what was written is read as ids frame by frame,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llmcodec_jax.errors import UsageError
 from llmcodec_jax.lm import frames, generate
 from llmcodec_jax.lm.sampling import Sampling
 from llmcodec_jax.speech_lm.method import embed
 from llmcodec_jax.speech_lm.template import NOTHING, Vocabulary
+
+PROMPTS = (64, 128, 256, 512, 1024, 2048, 4096)
+"""Padded lengths of prompts in tokens: each is one compilation."""
+
+
+def padded(prompts: Sequence[np.ndarray], rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts int32 [S] or [S, Q] -> (ids [rows, one of PROMPTS, ...], lengths int32 [rows]).
+
+    Rows that no prompt fills have length 1. Raises UsageError for one that is too long.
+    """
+    longest = max(map(len, prompts))
+    size = next((s for s in PROMPTS if longest <= s), None)
+    if size is None:
+        raise UsageError(f"a prompt of {longest} tokens is longer than {PROMPTS[-1]}")
+    ids = np.zeros((rows, size, *prompts[0].shape[1:]), np.int32)
+    for row, prompt in enumerate(prompts):
+        ids[row, : len(prompt)] = prompt
+    return ids, np.array([*map(len, prompts), *[1] * (rows - len(prompts))], np.int32)
 
 
 class Turns:
