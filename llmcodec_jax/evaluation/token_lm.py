@@ -114,9 +114,11 @@ def summary(report: dict) -> Iterator[str]:
         if part is None:
             continue
         value, spread = part["nats_per_token"]["mean"], part["nats_per_token"]["deviation"]
+        new = part["new_nats_per_token"]["mean"]
         yield (
             f"{title}: {value:.4f} nats/token"
             + (f" ± {spread:.4f} over {len(part['seeds'])} seeds" if spread else "")
+            + (f" ({new:.4f} of those that repeat nothing)" if new is not None else "")
             + f", {part['bits_per_second']['mean']:.1f} bits/s,"
             f" gain over unigram {part['gain_over_unigram']:.4f}"
         )
@@ -150,15 +152,14 @@ def measure(
         if save is not None and not runs:
             audio_lm.save(save, model)
         runs.append(run)
-    nats = [run["nats"] for run in runs]
     to_bits = streams.tokens_per_second / math.log(2)
-    apart = {}
-    if streams.unseen:
-        apart["unseen_nats_per_token"] = _spread([run["unseen_nats"] for run in runs])
+    apart = ("unseen_nats", "unseen_new_nats") if streams.unseen else ()
     return {
-        "nats_per_token": _spread(nats),
-        **apart,
-        "bits_per_second": _spread([n * to_bits for n in nats]),
+        **{
+            f"{name}_per_token": _spread([run[name] for run in runs])
+            for name in ("nats", "new_nats", *apart)
+        },
+        "bits_per_second": _spread([run["nats"] * to_bits for run in runs]),
         "seeds": runs,
         "look_ahead": look_ahead.summarise(probes, probed) if probes is not None else None,
     }
@@ -182,7 +183,8 @@ def measure_with_rows_of(donor: AudioLM, streams: Streams, protocol: TokenLMProt
 def train(
     streams: Streams, protocol: TokenLMProtocol, make: Callable[[jax.Array], AudioLM], seed: int
 ) -> tuple[dict, AudioLM]:
-    """One seed: {"nats": on the test split, "development", "step": the best look, "curve"}."""
+    """One seed: {"nats", "new_nats": on the test split, by `score`, "development", "step": the best
+    look, "curve"}, and the first two with "unseen_" in front where voices stand apart."""
     training = streams.split()[0]
     size = stretch_size(streams, protocol)
     development, test = held_out(streams, protocol)
@@ -206,13 +208,14 @@ def train(
     model = model.with_trainable(chosen)
     run = {
         "seed": seed,
-        "nats": nats(model, test, protocol.batch),
+        **score(model, test, protocol.batch),
         "development": best,
         "step": min(step for step, loss in curve if loss == best),
         "curve": curve,
     }
     if streams.unseen:
-        run["unseen_nats"] = nats(model, unseen_stretches(streams, protocol), protocol.batch)
+        found = score(model, unseen_stretches(streams, protocol), protocol.batch)
+        run |= {f"unseen_{name}": value for name, value in found.items()}
     return run, model
 
 
@@ -243,22 +246,36 @@ def _update(optimiser, model: AudioLM, values, state, batch: Stretches, key):
 
 def nats(model: AudioLM, stretches: Stretches, batch: int) -> float:
     """Mean negative log-likelihood per token over all stretches."""
-    total = tokens = 0.0
+    return score(model, stretches, batch)["nats"]
+
+
+def score(model: AudioLM, stretches: Stretches, batch: int) -> dict[str, float | None]:
+    """Mean negative log-likelihood per token: "nats" of all, "new_nats" of those that differ from
+    their level's code one frame before. None where there is none of a kind.
+
+    A codec can lower the first by repeating itself more; the second says what is left of that.
+    """
+    total, count = np.zeros(2), np.zeros(2)
     for start in range(0, len(stretches.codes), batch):
         codes = stretches.codes[start : start + batch]
         lengths = stretches.lengths[start : start + batch]
         missing = batch - len(codes)  # the last batch keeps the compiled shape
         codes = np.pad(codes, ((0, missing), (0, 0)))
         lengths = np.pad(lengths, (0, missing))
-        total += float(_summed_log_probs(model, codes, lengths))
-        tokens += lengths.sum()
-    return -total / float(tokens)
+        sums, counts = jax.device_get(_summed_log_probs(model, codes, lengths))
+        total, count = total + sums, count + counts
+    means = (float(-t / n) if n else None for t, n in zip(total, count, strict=True))
+    return dict(zip(("nats", "new_nats"), means, strict=True))
 
 
 @jax.jit
 def _summed_log_probs(model: AudioLM, codes, lengths):
+    """-> (sums [2], counts [2]) over all tokens, and over those that repeat nothing."""
     log_probs = audio_lm.token_log_probs(model, codes, jnp.maximum(lengths, 1))
-    return jnp.sum(log_probs * (jnp.arange(codes.shape[1]) < lengths[:, None]))
+    valid = jnp.arange(codes.shape[1]) < lengths[:, None]
+    before = jnp.pad(codes, ((0, 0), (model.levels, 0)), constant_values=-1)[:, : codes.shape[1]]
+    kinds = jnp.stack([valid, valid & (codes != before)])
+    return jnp.sum(log_probs * kinds, (1, 2)), jnp.sum(kinds, (1, 2))
 
 
 def training_stretches(
@@ -318,6 +335,9 @@ def _stacked(rows: Sequence[np.ndarray], size: int) -> Stretches:
     return Stretches(codes, np.array([len(row) for row in rows], np.int32))
 
 
-def _spread(values: list[float]) -> dict:
-    deviation = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": statistics.fmean(values), "deviation": deviation, "values": values}
+def _spread(values: list[float | None]) -> dict:
+    """Of one number a seed; of one that is not defined, nulls."""
+    known = [value for value in values if value is not None]
+    deviation = statistics.stdev(known) if len(known) > 1 else None
+    mean = statistics.fmean(known) if known else None
+    return {"mean": mean, "deviation": deviation, "values": values}

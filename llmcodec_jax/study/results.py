@@ -24,6 +24,8 @@ from llmcodec_jax.study.material import UNSEEN
 COLUMNS = {
     "nats": "nats/token ↓",
     "unseen": "nats/token, unseen voices ↓",
+    "new": "nats/token that repeats nothing ↓",
+    "unseen_new": "the same, unseen voices ↓",
     "gain": "gain over unigram ↑",
     "bits": "LM bits/s ↓",
     "unheard": "gain left without look-ahead ↑",
@@ -63,6 +65,8 @@ def read_run(folder: Path) -> dict[str, float]:
     return {
         "nats": tokens["small_lm"]["nats_per_token"]["mean"],
         "unseen": tokens["small_lm"].get("unseen_nats_per_token", {}).get("mean"),
+        "new": tokens["small_lm"].get("new_nats_per_token", {}).get("mean"),
+        "unseen_new": tokens["small_lm"].get("unseen_new_nats_per_token", {}).get("mean"),
         "unigram": tokens["unigram"]["entropy"],
         "gain": tokens["small_lm"]["gain_over_unigram"],
         "bits": tokens["small_lm"]["bits_per_second"]["mean"],
@@ -146,6 +150,9 @@ def sentence(name: str, change: dict[str, dict]) -> str:
     if apart:
         wide = "" if apart["half_width"] is None else f" ± {apart['half_width']:.3f}"
         costs.insert(0, f"on unseen voices {apart['mean']:+.3f}{wide} nats")
+    if new := change.get("new"):
+        wide = "" if new["half_width"] is None else f" ± {new['half_width']:.3f}"
+        costs.insert(0, f"on tokens that repeat nothing {new['mean']:+.3f}{wide} nats")
     aim = " for it" if nats < 0 else ""
     verdict = f" Codes were given up{aim} ({', '.join(given_up)})." if given_up else ""
     return (
@@ -207,7 +214,7 @@ def summarise(folders: dict[str, dict[int, Path]], teachers: dict[str, str]) -> 
         for name, seeds in runs.items()
         if name not in (CONTROL, "base") and CONTROL in runs
     }
-    adjust(changes, ("nats", "unseen"))
+    adjust(changes, ("nats", "unseen", "new", "unseen_new"))
     findings = {name: sentence(name, change) for name, change in changes.items()}
     noise = lm_noise(folders["base"][0] / "evaluation")
     findings[LM_SEEDS] = noise_sentence(noise)

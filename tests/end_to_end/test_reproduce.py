@@ -104,7 +104,9 @@ def test_the_whole_study_stops_and_goes_on(data, tiny_lm, tmp_path, monkeypatch)
     assert main["nats"]["seeds"] == 2
     assert main["nats"]["half_width"] > 0
     assert main["nats"]["holm"] == main["nats"]["p"]  # the one row with an interval
-    assert main["unseen"]["seeds"] == 2
+    for column in ("unseen", "new", "unseen_new"):
+        assert main[column]["seeds"] == 2
+    assert "on tokens that repeat nothing" in summary["findings"]["ftp_sa"]
     assert "interval" in summary["findings"]["ftp_sa"]
     assert "a head start alone" in summary["findings"]["head_start"]
     assert "2 token LMs that differ in nothing but their seed" in summary["findings"]["lm_seeds"]

@@ -196,6 +196,34 @@ def test_repetition_is_counted_level_by_level():
     assert _statistics(levels)["repeats"] == 0.5
 
 
+def test_what_repeats_is_scored_apart():
+    """By hand from every token's log-probability, frames of two levels, the last one cut."""
+    frames = np.array([[1, 2], [1, 3], [4, 3], [4, 3], [0, 1], [0, 1]])
+    stretches = token_lm.Stretches(
+        np.stack([(frames + np.array([0, 5])).reshape(-1)] * 3).astype(np.int32),
+        np.array([12, 8, 2]),
+    )
+    key = jax.random.key(0)
+    model = audio_lm.small(10, reading("flat", 2), 32, 1, key)
+    model = model.replace(head=jax.random.normal(key, model.head.shape))
+    every = audio_lm.token_log_probs(model, jnp.asarray(stretches.codes), jnp.array([12, 8, 2]))
+    valid = np.arange(12) < stretches.lengths[:, None]
+    new = valid & (np.arange(12) % 12 != 2) & ~np.isin(np.arange(12), [5, 6, 7, 10, 11])
+    found = token_lm.score(model, stretches, batch=2)
+    assert found["nats"] == pytest.approx(-np.asarray(every)[valid].mean(), rel=1e-5)
+    assert found["new_nats"] == pytest.approx(-np.asarray(every)[new].mean(), rel=1e-5)
+
+
+def test_saying_everything_twice_lowers_nats_but_not_those_of_what_is_new():
+    once = _streams(_uniform)
+    twice = dataclasses.replace(once, clips={n: np.repeat(c, 2) for n, c in once.clips.items()})
+    start = partial(audio_lm.small, 64, reading("flat", 1), TINY.width, TINY.layers)
+    protocol = dataclasses.replace(TINY, steps=300)
+    found = token_lm.measure(twice, protocol, start)
+    assert found["nats_per_token"]["mean"] < 0.85 * math.log(64)
+    assert found["new_nats_per_token"]["mean"] > 0.95 * math.log(64)
+
+
 class Echo:
     """Frames hold a number each; codes are the number `ahead` frames later, 0 past the end."""
 
@@ -258,7 +286,13 @@ def test_command_on_foreign_token_files(tmp_path, capsys):
     assert len(report["small_lm"]["nats_per_token"]["values"]) == 2
     assert report["small_lm"]["nats_per_token"]["mean"] == pytest.approx(math.log(32), rel=0.05)
     printed = capsys.readouterr().out
-    for word in ("WARNING no reconstruction", "unigram entropy", "repeats", "over 2 seeds"):
+    for word in (
+        "that repeat nothing",
+        "WARNING no reconstruction",
+        "unigram entropy",
+        "repeats",
+        "over 2 seeds",
+    ):
         assert word in printed
     saved = audio_lm.load(tmp_path / "lm")
     assert saved.levels == 2
