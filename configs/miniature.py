@@ -128,6 +128,8 @@ def variants() -> dict:
             seeds=3,
             weights={f"consistency_{kind}": 0.1 for kind in ("slice", "shift", "noise")},
         ),
+        # FTP and SA, and what is won by saying a code twice taken back.
+        "no_repeats": variant(seeds=3, weights={"repeats": 0.7}),
         # Leans on frequent codes harder: more entropy than the control, fewer nats won.
         "entropy_floor": variant(bridge={"frequency_weight": 1.5}),
         # The frontier: half and twice the weight.

@@ -28,10 +28,12 @@ from llmcodec_jax.evaluation import (
 )
 from llmcodec_jax.evaluation.streams import StartEncoder, Streams
 from llmcodec_jax.lm.load import load_lm
+from llmcodec_jax.ops import fields
 from llmcodec_jax.study import results, teacher
 from llmcodec_jax.study.config import Evaluation, StudyConfig
 from llmcodec_jax.study.material import UNSEEN, Material, find_sources, find_unseen
 from llmcodec_jax.training import run as training
+from llmcodec_jax.training.terms import LossWeights
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +42,15 @@ class InterruptedRunError(Exception):
     """A training run was asked to stop and has saved; the study stops too."""
 
 
-def check_inputs(folder: Path, inputs: dict) -> None:
-    """Notes what a stage's folder is made from. Raises ValueError if it was something else."""
+def check_inputs(folder: Path, inputs: dict, defaults: dict | None = None) -> None:
+    """Notes what a stage's folder is made from. Raises UsageError if it was something else.
+
+    `defaults`: what an option was that an older note does not have.
+    """
     note = folder / "inputs.json"
     inputs = json.loads(json.dumps(inputs))
     if note.exists():
-        before = json.loads(note.read_text())
+        before = _filled(json.loads(note.read_text()), json.loads(json.dumps(defaults or {})))
         changed = sorted(k for k in inputs.keys() | before.keys() if inputs.get(k) != before.get(k))
         if changed:
             raise UsageError(
@@ -55,6 +60,17 @@ def check_inputs(folder: Path, inputs: dict) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     reports.write_json(note, inputs)
+
+
+def _filled(values: dict, defaults: dict) -> dict:
+    """`values`, with what they and their sections lack."""
+    found = dict(values)
+    for name, default in defaults.items():
+        if name not in found:
+            found[name] = default
+        elif isinstance(default, dict) and isinstance(found[name], dict):
+            found[name] = _filled(found[name], default)
+    return found
 
 
 def gather(study: StudyConfig, data: Path) -> Material:
@@ -71,7 +87,9 @@ def gather(study: StudyConfig, data: Path) -> Material:
 def train_run(config: ConfigDict, folder: Path, sources: tuple) -> None:
     """One training run, unless its report is there already. Raises InterruptedRunError."""
     config.data.sources = sources
-    check_inputs(folder, {**config.to_dict(), "data": config.data.to_dict() | {"sources": None}})
+    defaults = {"weights": fields.defaults(LossWeights)}
+    inputs = {**config.to_dict(), "data": config.data.to_dict() | {"sources": None}}
+    check_inputs(folder, inputs, defaults)
     if (folder / "report.html").exists():
         return
     logger.info("training %s, %d steps", folder.name, config.total_steps)

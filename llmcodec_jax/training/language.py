@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from llmcodec_jax import bridge as bridging
 from llmcodec_jax.lm import decoder
 from llmcodec_jax.losses import alignment, ftp
+from llmcodec_jax.losses.repeats import repeat_loss
 from llmcodec_jax.ops.placement import keep_split_by_clip
 from llmcodec_jax.training.method import Method
 from llmcodec_jax.types import Batch, CodecOutput, LMOutput, Losses
@@ -245,6 +246,20 @@ def target_gradient(
     return over_levels(body, jnp.zeros(horizons), levels)[0]
 
 
+def repeats(method: Method, branch: Branch, logits: bridging.Logits) -> Losses:
+    """`repeat_loss` over all levels that are read."""
+    mask, chunk = branch.output.frame_mask, method.bridge.chunk
+
+    def one(total, level):
+        own, codes = level
+        found = repeat_loss(own, codes, mask, branch.temperature, chunk)["repeats"]
+        return jax.tree.map(jnp.add, total, found), None
+
+    codes = jnp.moveaxis(branch.output.codes, -1, 0)
+    zeros = (jnp.zeros(()), jnp.zeros(()))
+    return {"repeats": over_levels(one, zeros, (logits, codes))[0]}
+
+
 def language_losses(
     method: Method, branch: Branch, training: bool = True
 ) -> tuple[Losses, TextStates | None]:
@@ -271,6 +286,8 @@ def language_losses(
     }
     if "bridge" in wanted:
         losses["bridge"] = (jnp.sum(bridged.nll * mask), count)
+    if "repeats" in wanted:
+        losses |= repeats(method, branch, logits)
     if "ftp" in wanted:
         noise = method.bridge.label_noise if training else 0.0
         labels = noisy_labels(output.codes, noise_key, noise, method.codec.codebook_size)

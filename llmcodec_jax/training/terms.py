@@ -33,6 +33,12 @@ def codes(batch: Batch, hop: int, reading: Reading, horizon: int) -> jax.Array:
     return jnp.sum(reading.targets(-(-batch.wav_length // hop), horizon))
 
 
+def pairs(batch: Batch, hop: int, reading: Reading, horizon: int) -> jax.Array:
+    """Codes with one of their level before them."""
+    frames = -(-batch.wav_length // hop)
+    return jnp.sum(jnp.maximum(frames - 1, 0)) * reading.levels
+
+
 def texts(batch: Batch, hop: int, reading: Reading, horizon: int) -> jax.Array:
     """Clips that have text."""
     return jnp.sum(batch.text_length > 0)
@@ -78,6 +84,7 @@ class LossWeights:
     feature_matching_final: float = 1.0  # of feature_matching, at the last step
     r1: float = 2.0  # gamma of the discriminators' gradient penalty (`step.penalty`)
     bridge: float = term(1.0, LM, "bridge (nats)", codes)
+    repeats: float = term(0.0, LM, "repeated codes (share)", pairs)
     sa_cosine: float = term(0.1, ALIGNMENT, "semantic alignment", texts, gate=Schedule.alignment)
     sa_contrastive: float = term(
         0.05, ALIGNMENT, "semantic alignment", texts, gate=Schedule.alignment

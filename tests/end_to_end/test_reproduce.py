@@ -74,6 +74,16 @@ def test_a_stage_notes_what_it_is_made_from_and_refuses_another(tiny_lm, tmp_pat
     config = shrunk(tiny_lm).base
     stages.train_run(config, tmp_path, (("folder:here", 1.0, "speech"),))
     stages.train_run(config, tmp_path, (("folder:moved", 1.0, "speech"),))
+    # A folder of before an objective existed: it was not there, so its weight was its default.
+    note = tmp_path / "inputs.json"
+    before = json.loads(note.read_text())
+    del before["weights"]["repeats"]
+    note.write_text(json.dumps(before))
+    stages.train_run(config, tmp_path, ())
+    config.weights.repeats = 0.7
+    with pytest.raises(UsageError, match="another weights"):
+        stages.train_run(config, tmp_path, ())
+    config.weights.repeats = 0.0
     config.data.augment.speed = 0.5
     with pytest.raises(UsageError, match="another data"):
         stages.train_run(config, tmp_path, ())

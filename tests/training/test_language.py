@@ -9,6 +9,7 @@ import pytest
 
 from llmcodec_jax import bridge as bridging
 from llmcodec_jax.hardware import costs
+from llmcodec_jax.losses.repeats import repeat_loss
 from llmcodec_jax.training.language import (
     Branch,
     language_losses,
@@ -18,6 +19,7 @@ from llmcodec_jax.training.language import (
 )
 from llmcodec_jax.training.method import Bridge
 from llmcodec_jax.training.state import init_state, stream
+from llmcodec_jax.training.terms import batch_counts
 from llmcodec_jax.types import CodecOutput, Search
 from tests.training.test_step import lm, tiny_batch, tiny_method  # noqa: F401 (a fixture)
 
@@ -73,6 +75,57 @@ def test_target_gradient_is_the_relaxed_cross_entropy(parts):
 
     assert ours(query) == 0
     np.testing.assert_allclose(jax.grad(ours)(query), jax.grad(plain)(query), rtol=1e-4, atol=1e-5)
+
+
+def test_repeats_are_the_relaxations_share_of_the_code_before(parts):
+    """Value and gradient beside the plain softmax; the first frame and padding count nowhere."""
+    query, table, _, _, output = parts
+    bias = jnp.linspace(-1.0, 1.0, V)
+
+    def ours(query):
+        logits = bridging.Logits(query, table, bias)
+        total, count = repeat_loss(logits, output.codes, output.frame_mask, TEMPERATURE, chunk=512)[
+            "repeats"
+        ]
+        assert count == (T - 1) + 3
+        return total
+
+    def plain(query):
+        p = jax.nn.softmax((query @ table.T + bias) / TEMPERATURE, axis=-1)
+        before = jnp.take_along_axis(p[:, 1:], output.codes[:, :-1, None], axis=-1)[..., 0]
+        return jnp.sum(before * output.frame_mask[:, 1:])
+
+    np.testing.assert_allclose(ours(query), plain(query), rtol=1e-5)
+    found, wanted = jax.grad(ours)(query), jax.grad(plain)(query)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
+    assert not found[:, 0].any()
+
+
+def test_repeats_are_a_loss_of_their_own_that_reaches_the_codec(lm):  # noqa: F811
+    """Off, it is not computed; its count is what the step divides by."""
+    batch, method = tiny_batch(), tiny_method()
+    state = init_state(method, lm, 0)
+
+    def found(params, weight=0.7):
+        weights = dataclasses.replace(method.weights, repeats=weight)
+        variables = {"params": params["codec"], "batch_stats": state.batch_stats}
+        output = method.codec.apply(variables, batch.wav, batch.wav_length, method="encode")
+        branch = Branch(
+            params, lm, state.batch_stats, output, batch, state.bank, state.code_shares,
+            jax.random.key(0), 1.0, 0.5,
+        )  # fmt: skip
+        return language_losses(dataclasses.replace(method, weights=weights), branch)[0]
+
+    assert "repeats" not in jax.eval_shape(lambda p: found(p, 0.0), state.params)
+    total, count = found(state.params)["repeats"]
+    assert 0 < total < count
+    weights = dataclasses.replace(method.weights, repeats=0.7)
+    counts = batch_counts(weights, batch, method.codec.hop, method.reading, 2)
+    assert count == counts["repeats"]
+    gradient = jax.jit(jax.grad(lambda params: found(params)["repeats"][0]))(state.params)
+    size = lambda tree: sum(float(jnp.abs(x).sum()) for x in jax.tree.leaves(tree))  # noqa: E731
+    assert size(gradient["codec"]) > 0
+    assert size(gradient["ftp_heads"]) == size(gradient["audio_embedding"]) == 0
 
 
 def test_target_gradient_changes_the_codec_alone(lm):  # noqa: F811

@@ -21,6 +21,7 @@ from llmcodec_jax.training.language import (
     code_logits,
     language_losses,
     read_audio,
+    repeats,
     target_gradient,
 )
 from llmcodec_jax.training.state import init_state
@@ -224,6 +225,23 @@ def test_target_gradient_of_every_level(reads):
     assert jax.jit(ours)(query) == 0
     found, expected = jax.jit(jax.grad(ours))(query), jax.jit(jax.grad(plain))(query)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@everywhere
+def test_repeats_of_every_level(reads):
+    """A code repeats that of its own level one frame before, whatever stands between them."""
+    tables, query = normal(0, L, V, D), normal(1, B, T, L, D)
+    method, branch = branch_of(reads, tables, query)
+    logits = code_logits(method, branch)
+    wanted = 0.0
+    for q in range(LEVELS[reads]):
+        scores = jnp.einsum("btd,vd->btv", logits.query[q], logits.weight[q]) + logits.bias[q]
+        p, codes = jax.nn.softmax(scores / 0.7, axis=-1), branch.output.codes[..., q]
+        for t in range(1, T):
+            wanted += jnp.sum(p[np.arange(B), t, codes[:, t - 1]] * MASK[:, t])
+    total, count = repeats(method, branch, logits)["repeats"]
+    assert count == (T - 1 + 4) * LEVELS[reads]
+    np.testing.assert_allclose(total, wanted, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
