@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from llmcodec_jax import bridge as bridging
-from llmcodec_jax.codec.search import Logits
 from llmcodec_jax.types import Losses
 
 
 def repeat_loss(
-    logits: Logits,
+    query: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array,
     codes: jax.Array,
     frame_mask: jax.Array,
     temperature: jax.Array | float,
@@ -23,11 +24,11 @@ def repeat_loss(
 ) -> Losses:
     """How likely each code's relaxation makes the code of its level one frame before.
 
-    logits of one level ([B, T, D'], [V, D'], [V]), codes int [B, T], frame_mask bool [B, T] (a
-    prefix of each clip) -> {"repeats": (sum of softmax(logits_t / temperature)[code_t-1], frames
-    with one before)}. Gradients reach the logits, never holding [B, T, V].
+    Of one level: query [B, T, D'], weight [V, D'], bias [V] with logits = query weight^T + bias;
+    codes int [B, T], frame_mask bool [B, T] (a prefix of each clip) -> {"repeats": (sum of
+    softmax(logits_t / temperature)[code_t-1], frames with one before)}. Gradients reach query,
+    weight and bias, never holding [B, T, V].
     """
-    query, weight, bias = logits
     before = jnp.pad(codes, ((0, 0), (1, 0)))[:, :-1]
     made = bridging.bridge(
         query / temperature,

@@ -71,8 +71,8 @@ class SpeechLM:
         vocabulary: Vocabulary,
         task: str,
         read_text: Callable[[str], Sequence[int]],
-        spell: Callable[[Sequence[int]], str],
         codec,
+        spell: Callable[[Sequence[int]], str] = data.text_of,
     ):
         """`read_text`: text -> ids, as the run read them; `spell`: ids -> text."""
         self.writer, self.vocabulary, self.task, self.codec = writer, vocabulary, task, codec
@@ -295,7 +295,7 @@ def load(run: str | Path, codec: str | Path | None = None) -> SpeechLM:
         config=_architecture(about["lm"]),
     )
     read = (lambda text: read_text(text.lower())) if lower else read_text
-    return SpeechLM(writer, vocabulary, about["task"], read, data.speller(tokenizer), opened)
+    return SpeechLM(writer, vocabulary, about["task"], read, opened, data.speller(tokenizer))
 
 
 def _architecture(values: dict[str, Any]) -> LMConfig:

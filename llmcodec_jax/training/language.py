@@ -252,7 +252,7 @@ def repeats(method: Method, branch: Branch, logits: bridging.Logits) -> Losses:
 
     def one(total, level):
         own, codes = level
-        found = repeat_loss(own, codes, mask, branch.temperature, chunk)["repeats"]
+        found = repeat_loss(*own, codes, mask, branch.temperature, chunk)["repeats"]
         return jax.tree.map(jnp.add, total, found), None
 
     codes = jnp.moveaxis(branch.output.codes, -1, 0)

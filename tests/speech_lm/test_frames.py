@@ -216,9 +216,9 @@ def test_a_residual_codec_speaks_and_streams(kind):
     )
     second = codec.sample_rate / codec.hop
     request = speaker.Request(start=babble(20 / second, 1, codec.sample_rate), seed=3)
-    ((ids, passes),) = lm.write([request], Sampling(), 10 / second)
-    assert passes == 10 + vocabulary.delays[-1]
-    spoken = lm.finish(request, ids, passes)
+    (written,) = lm.write([request], Sampling(), 10 / second)
+    assert written.passes == 10 + vocabulary.delays[-1]
+    spoken = lm.finish(request, written)
     assert spoken.codes.shape == (10, 3)
     pieces = list(lm.stream(request, Sampling(), max_seconds=10 / second, frames=2))
     assert len(pieces) > 3

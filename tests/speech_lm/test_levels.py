@@ -39,11 +39,12 @@ def test_levels_take_turns_and_streamed_audio_is_the_whole_clips(lm):
     start = babble(20 * lm.codec.hop / lm.codec.sample_rate, 1, lm.codec.sample_rate)
     request = speaker.Request(start=start, seed=3)
     seconds = 10 * lm.codec.hop / lm.codec.sample_rate
-    (ids, passes) = lm.write([request], Sampling(), seconds)[0]
+    written = lm.write([request], Sampling(), seconds)[0]
+    ids, passes, _ = written
     assert len(ids) == 20
     assert passes <= 20
     assert ((ids // 24) == np.arange(20) % 2).all()
-    spoken = lm.finish(request, ids, passes)
+    spoken = lm.finish(request, written)
     assert spoken.codes.shape == (10, 2)
     assert len(spoken.wav) == 30 * lm.codec.hop
     pieces = list(lm.stream(request, Sampling(), max_seconds=seconds, frames=2))

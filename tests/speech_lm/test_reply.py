@@ -143,7 +143,7 @@ def test_an_answer_has_its_text_and_its_sound(chatting, tmp_path):
 
 def test_only_a_chat_lm_answers():
     codec = types.SimpleNamespace(sample_rate=16_000)
-    lm = speaker.SpeechLM(random_writer(0), WORDS, "tts", data.bytes_of, data.text_of, codec)
+    lm = speaker.SpeechLM(random_writer(0), WORDS, "tts", data.bytes_of, codec)
     with pytest.raises(UsageError, match="trained for tts: it answers nothing"):
         lm.prompt(speaker.Request(question=babble(0.4, 1)))
     with pytest.raises(UsageError, match="one of them"):

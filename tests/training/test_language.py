@@ -83,10 +83,10 @@ def test_repeats_are_the_relaxations_share_of_the_code_before(parts):
     bias = jnp.linspace(-1.0, 1.0, V)
 
     def ours(query):
-        logits = bridging.Logits(query, table, bias)
-        total, count = repeat_loss(logits, output.codes, output.frame_mask, TEMPERATURE, chunk=512)[
-            "repeats"
-        ]
+        logits = (query, table, bias)
+        total, count = repeat_loss(
+            *logits, output.codes, output.frame_mask, TEMPERATURE, chunk=512
+        )["repeats"]
         assert count == (T - 1) + 3
         return total
 
