@@ -146,13 +146,10 @@ def sentence(name: str, change: dict[str, dict]) -> str:
         if change.get(column) and change[column]["relative"] is not None
     ]
     given_up = [c for c in ("unigram", "used", "use") if change[c]["relative"] < -0.05]
-    apart = change.get("unseen")
-    if apart:
-        wide = "" if apart["half_width"] is None else f" ± {apart['half_width']:.3f}"
-        costs.insert(0, f"on unseen voices {apart['mean']:+.3f}{wide} nats")
-    if new := change.get("new"):
-        wide = "" if new["half_width"] is None else f" ± {new['half_width']:.3f}"
-        costs.insert(0, f"on tokens that repeat nothing {new['mean']:+.3f}{wide} nats")
+    for column, where in (("unseen", "unseen voices"), ("new", "tokens that repeat nothing")):
+        if apart := change.get(column):
+            wide = "" if apart["half_width"] is None else f" ± {apart['half_width']:.3f}"
+            costs.insert(0, f"on {where} {apart['mean']:+.3f}{wide} nats")
     aim = " for it" if nats < 0 else ""
     verdict = f" Codes were given up{aim} ({', '.join(given_up)})." if given_up else ""
     return (
