@@ -35,6 +35,7 @@ from llmcodec_jax.evaluation import reconstruction, streams, token_lm
 from llmcodec_jax.evaluation.protocol import TokenLMProtocol
 from llmcodec_jax.evaluation.reports import write_json
 from llmcodec_jax.evaluation.sampling import from_every_folder
+from llmcodec_jax.ops import fields
 from llmcodec_jax.pages import plots
 from llmcodec_jax.study import stages
 
@@ -106,7 +107,8 @@ def curve(path: str, data: Path, folder: Path, settings: Settings) -> list[dict]
     """A codec's points, one for each number of levels."""
     codec = llmcodec_jax.load_codec(path)
     inputs = {"codec": codec.digest, "data": str(data)} | dataclasses.asdict(settings)
-    stages.check_inputs(folder, inputs)  # what is kept was measured in the same way
+    # What is kept was measured in the same way.
+    stages.check_inputs(folder, inputs, fields.defaults(Settings))
 
     @functools.cache
     def coded():

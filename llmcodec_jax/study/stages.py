@@ -33,7 +33,7 @@ from llmcodec_jax.study import results, teacher
 from llmcodec_jax.study.config import Evaluation, StudyConfig
 from llmcodec_jax.study.material import UNSEEN, Material, find_sources, find_unseen
 from llmcodec_jax.training import run as training
-from llmcodec_jax.training.terms import LossWeights
+from llmcodec_jax.training.config import default_config
 
 logger = logging.getLogger(__name__)
 
@@ -87,9 +87,8 @@ def gather(study: StudyConfig, data: Path) -> Material:
 def train_run(config: ConfigDict, folder: Path, sources: tuple) -> None:
     """One training run, unless its report is there already. Raises InterruptedRunError."""
     config.data.sources = sources
-    defaults = {"weights": fields.defaults(LossWeights)}
     inputs = {**config.to_dict(), "data": config.data.to_dict() | {"sources": None}}
-    check_inputs(folder, inputs, defaults)
+    check_inputs(folder, inputs, default_config(config.codec.name).to_dict())
     if (folder / "report.html").exists():
         return
     logger.info("training %s, %d steps", folder.name, config.total_steps)
@@ -119,7 +118,7 @@ class Coded:
 
 def train_teacher(settings: teacher.TeacherConfig, folder: Path, base: Coded) -> int:
     """Teaches the frozen LM the base codec's tokens -> the id of its begin token."""
-    check_inputs(folder, dataclasses.asdict(settings))
+    check_inputs(folder, dataclasses.asdict(settings), fields.defaults(teacher.TeacherConfig))
     summary = folder / "teacher.json"
     if not summary.exists():
         report = teacher.train_teacher(
@@ -186,7 +185,7 @@ def evaluate(coded: Coded, test: HeldOut, settings: Evaluation, base: bool = Fal
     if base:
         protocol = dataclasses.replace(protocol, seeds=tuple(range(settings.lm_seeds)))
     output = folder / "evaluation"
-    check_inputs(output, dataclasses.asdict(settings))
+    check_inputs(output, dataclasses.asdict(settings), fields.defaults(Evaluation))
     names = [*results.REPORTS, *[results.HEAD_START] * base, *[UNSEEN] * bool(test.unseen)]
     paths = {name: output / f"{name}.json" for name in names}
     if all(path.exists() for path in paths.values()):

@@ -1,7 +1,7 @@
 """What compile_check said of the shipped slices, and what of it holds without libtpu.
 
 After a deliberate change, with a report made by compile_check for each configuration:
-python -m tests.test_compile_reports v5e_16=report.json ...
+python -m tests.compiling.test_compile_reports v5e_16=report.json ...
 """
 
 import importlib
