@@ -58,13 +58,17 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions and an optional key-value cache."""
+    """Grouped-query attention with rotary positions and an optional key-value cache.
+
+    The cache is that of all layers, {"key", "value"} [L, B, kv_heads, slots, head_dim], and
+    `layer` this one's place in it: carried through the layers whole, it is written in place.
+    """
 
     config: LMConfig
     lora: LoRA
 
     @nn.compact
-    def __call__(self, x, context: Context, cache):
+    def __call__(self, x, context: Context, cache, layer):
         c = self.config
         batch, length, _ = x.shape
 
@@ -79,14 +83,30 @@ class Attention(nn.Module):
             key = RMSNorm(c.norm_eps, name="k_norm")(key)
         query = rotate(query, context.cos, context.sin)
         key = rotate(key, context.cos, context.sin)
-        if cache is not None:
-            rows, slots = jnp.arange(batch)[:, None], context.positions % cache["key"].shape[1]
-            key = cache["key"].at[rows, slots].set(key)
-            value = cache["value"].at[rows, slots].set(value)
-            cache = {"key": key, "value": value}
-        mixed = jax.nn.dot_product_attention(query, key, value, mask=context.mask)
+        if cache is None:
+            mixed = jax.nn.dot_product_attention(query, key, value, mask=context.mask)
+        else:
+            rows, slots = jnp.arange(batch)[:, None], context.positions % cache["key"].shape[3]
+            place = (layer, rows, slice(None), slots)
+            cache = {
+                "key": cache["key"].at[place].set(key),
+                "value": cache["value"].at[place].set(value),
+            }
+            mixed = _attend(query, cache["key"][layer], cache["value"][layer], context.mask)
         mixed = mixed.reshape(batch, length, c.heads * c.head_dim)
         return Linear(c.width, c.attention_bias, self.lora, name="o_proj")(mixed), cache
+
+
+def _attend(query, key, value, mask):
+    """query [B, T, heads, D], key and value [B, kv_heads, S, D], mask [B, 1, T, S] -> as query.
+
+    Both products find a cache's keys and values as they lie in memory, heads first.
+    """
+    grouped = query.reshape(*query.shape[:2], key.shape[1], -1, query.shape[-1])
+    scores = jnp.einsum("btngd,bnsd->bngts", grouped, key, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask[:, :, None], scores / query.shape[-1] ** 0.5, -jnp.inf)
+    share = jax.nn.softmax(scores).astype(value.dtype)
+    return jnp.einsum("bngts,bnsd->btngd", share, value).reshape(query.shape)
 
 
 class MLP(nn.Module):
@@ -104,14 +124,18 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer of the scan: carries x, emits what `collect` asks of its **input**, and cache."""
+    """One layer of the scan: carries x, the cache and its own place; emits what `collect` asks.
+
+    That is of its **input**. Without a cache that and the place are None.
+    """
 
     config: LMConfig
     lora: LoRA
     collect: str | None  # None, "pooled" ([B, H] at pool_position) or "all" ([B, T, H])
 
     @nn.compact
-    def __call__(self, x, context: Context, cache):
+    def __call__(self, carry, context: Context):
+        x, cache, layer = carry
         x = keep_split_by_clip(x)
         collected = None
         if self.collect == "all":
@@ -119,10 +143,11 @@ class Block(nn.Module):
         elif self.collect == "pooled":
             collected = x[jnp.arange(x.shape[0]), context.pool_position].astype(jnp.float32)
         normed = RMSNorm(self.config.norm_eps, name="attn_norm")(x)
-        mixed, cache = Attention(self.config, self.lora, name="attn")(normed, context, cache)
+        mixed, cache = Attention(self.config, self.lora, name="attn")(normed, context, cache, layer)
         x = x + mixed
         normed = RMSNorm(self.config.norm_eps, name="mlp_norm")(x)
-        return x + MLP(self.config, self.lora, name="mlp")(normed), (collected, cache)
+        x = x + MLP(self.config, self.lora, name="mlp")(normed)
+        return (x, cache, None if layer is None else layer + 1), collected
 
 
 class Decoder(nn.Module):
@@ -140,7 +165,7 @@ class Decoder(nn.Module):
             recomputing(Block, self.remat),
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, 0),
+            in_axes=nn.broadcast,
             length=c.layers,
         )(c, self.lora, self.collect)
         self.norm = RMSNorm(c.norm_eps)
@@ -149,7 +174,8 @@ class Decoder(nn.Module):
 
     def body(self, embeds, context: Context, cache=None):
         """embeds [B, T, H] -> (normed [B, T, H], collected per layer or None, cache)."""
-        x, (collected, cache) = self.blocks(embeds, context, cache)
+        first = None if cache is None else jnp.int32(0)
+        (x, cache, _), collected = self.blocks((embeds, cache, first), context)
         return self.norm(x), collected, cache
 
     def head(self, hidden):

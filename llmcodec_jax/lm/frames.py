@@ -18,7 +18,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from llmcodec_jax.lm.generate import Writer, advance, init_cache, until_stopped
+from llmcodec_jax.lm.generate import Writer, advance, init_cache, product, until_stopped
 from llmcodec_jax.lm.sampling import Sampling, draw, probabilities
 
 
@@ -188,8 +188,7 @@ def _table(writer: Writer, levels: Levels) -> Table:
 
 def _draw(table: Table, progress: FrameProgress, sampling) -> jax.Array:
     """One id a level [B, Q], each among its own codes; the first may end."""
-    hidden = progress.hidden.astype(jnp.float32)
-    logits = jnp.einsum("bh,qrh->bqr", hidden, table.heads)
+    logits = product(progress.hidden, table.heads).reshape(-1, *table.ids.shape)
     logits = jnp.where(table.allowed, logits, -jnp.inf)
     found = probabilities(logits, sampling, progress.seen[:, table.ids])
     keys = jax.vmap(jax.random.fold_in)(progress.keys, progress.steps)

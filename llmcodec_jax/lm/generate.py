@@ -26,8 +26,6 @@ from llmcodec_jax.lm.lora import LoRA
 from llmcodec_jax.lm.sampling import Sampling, draw, probabilities
 
 P = TypeVar("P")  # a batch's progress, which says what has `stopped`
-FIRST = slice(0, 1)
-"""The head that writes; the others propose."""
 
 
 @flax.struct.dataclass
@@ -41,15 +39,17 @@ class Writer:
     lora: LoRA | None
     config: LMConfig = flax.struct.field(pytree_node=False)
 
-    def distributions(self, hidden, heads: slice, index, sampling: Sampling, seen) -> jax.Array:
+    def split_heads(self) -> tuple[jax.Array, jax.Array]:
+        """The head that writes [1, R, H], and those that propose [K - 1, R, H], float32."""
+        rows = self.heads.astype(jnp.float32)
+        return rows[:1], rows[1:]
+
+    def distributions(self, hidden, rows, index, sampling: Sampling, seen) -> jax.Array:
         """What may stand at each index int [B, n], float32 [B, n, R]; seen bool [B, n, R].
 
-        hidden [B, n, H] under one head, or [B, 1, H] under n of them.
+        hidden [B, n, H] under one head's rows [1, R, H], or [B, 1, H] under n of them.
         """
-        rows = self.heads[heads].astype(jnp.float32)
-        hidden = hidden.astype(jnp.float32)
-        shape = (len(hidden), index.shape[1], rows.shape[1])
-        logits = jnp.einsum("bnh,krh->bnkr", hidden, rows).reshape(shape)
+        logits = product(hidden, rows).reshape(*index.shape, rows.shape[1])
         logits = jnp.where(self.allowed[index % len(self.allowed)], logits, -jnp.inf)
         return probabilities(logits, sampling, seen)
 
@@ -68,6 +68,14 @@ class Progress:
     stopped: jax.Array  # bool [B]
     seen: jax.Array  # bool [B, R], tokens written so far
     keys: jax.Array  # one random key an item
+
+
+def product(hidden: jax.Array, rows: jax.Array) -> jax.Array:
+    """hidden [..., H] with rows float32 [K, R, H] -> logits float32 [..., K R].
+
+    As one matrix: an einsum over both K and R takes XLA's CPU backend ten times as long.
+    """
+    return hidden.astype(jnp.float32) @ rows.reshape(-1, rows.shape[-1]).T
 
 
 @functools.partial(jax.jit, static_argnames=("limit", "slots"))
@@ -94,7 +102,8 @@ def start(
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
     count = jnp.zeros(batch, jnp.int32)
     seen = jnp.zeros((batch, len(writer.embedding)), bool)
-    first = writer.distributions(last[:, None], FIRST, count[:, None], sampling, seen[:, None])
+    rows, _ = writer.split_heads()
+    first = writer.distributions(last[:, None], rows, count[:, None], sampling, seen[:, None])
     return Progress(
         cache=cache,
         hidden=last,
@@ -119,7 +128,8 @@ def extend(
     int [B].
     """
 
-    step = functools.partial(_step, writer, sampling=sampling, stops=stops, limits=limits)
+    heads = writer.split_heads()  # once, not at every pass
+    step = functools.partial(_step, writer, heads, sampling=sampling, stops=stops, limits=limits)
     return until_stopped(step, progress, passes)
 
 
@@ -144,21 +154,22 @@ class Proposal(NamedTuple):
     drawn_from: jax.Array  # [B, K - 1, R]
 
 
-def _step(writer: Writer, progress: Progress, sampling, stops, limits) -> Progress:
+def _step(writer: Writer, heads, progress: Progress, sampling, stops, limits) -> Progress:
     """One pass: propose, verify, keep what plain decoding could have written."""
+    first, further = heads
     width = len(writer.heads)
     batch = jnp.arange(len(progress.token))
     # The first token's keys were those of index 0, and each pass adds at least one token.
     keys = jax.vmap(jax.random.fold_in)(progress.keys, progress.count + 1)
     keys = jax.vmap(lambda key: jax.random.split(key, 2 * width))(keys)
     seen = progress.seen.at[batch, progress.token].set(True)
-    proposal = _propose(writer, progress, sampling, seen, keys)
+    proposal = _propose(writer, further, progress, sampling, seen, keys)
     positions = progress.position[:, None] + jnp.arange(width)
     embeds = writer.embedding[proposal.chain]
     hidden, cache = advance(
         writer.config, writer.params, embeds, positions, progress.cache, writer.lora
     )
-    kept, token, seen = _verify(writer, progress, proposal, hidden, sampling, seen, keys)
+    kept, token, seen = _verify(writer, first, progress, proposal, hidden, sampling, seen, keys)
     ids = progress.ids.at[batch[:, None], progress.count[:, None] + jnp.arange(width)].set(
         proposal.chain
     )
@@ -184,18 +195,18 @@ def _step(writer: Writer, progress: Progress, sampling, stops, limits) -> Progre
     )
 
 
-def _propose(writer: Writer, progress: Progress, sampling, seen, keys) -> Proposal:
+def _propose(writer: Writer, rows, progress: Progress, sampling, seen, keys) -> Proposal:
     """Draws one token from every further head."""
     width = len(writer.heads)
     index = progress.count[:, None] + jnp.arange(1, width)
     seen = jnp.broadcast_to(seen[:, None], (len(seen), width - 1, seen.shape[1]))
     hidden = progress.hidden[:, None]
-    found = writer.distributions(hidden, slice(1, None), index, sampling, seen)
+    found = writer.distributions(hidden, rows, index, sampling, seen)
     proposed = jax.vmap(jax.vmap(draw))(keys[:, 1:width], found)
     return Proposal(jnp.concatenate([progress.token[:, None], proposed], axis=1), found)
 
 
-def _verify(writer: Writer, progress: Progress, proposal: Proposal, hidden, sampling, seen, keys):
+def _verify(writer: Writer, rows, progress: Progress, proposal, hidden, sampling, seen, keys):
     """hidden [B, K, H] after each token of the chain -> (kept int [B], next token [B], seen).
 
     A proposal drawn from q stays with probability min(1, p / q); the first that does not is
@@ -207,7 +218,7 @@ def _verify(writer: Writer, progress: Progress, proposal: Proposal, hidden, samp
     # What each place has seen if it is reached: all of the chain up to it.
     written = jax.nn.one_hot(proposal.chain, seen.shape[1], dtype=bool)
     upto = seen[:, None] | jax.lax.cummax(written.astype(jnp.int8), axis=1).astype(bool)
-    wanted = writer.distributions(hidden, FIRST, index, sampling, upto)
+    wanted = writer.distributions(hidden, rows, index, sampling, upto)
     offered, proposed = proposal.drawn_from, proposal.chain[:, 1:, None]
     p = jnp.take_along_axis(wanted[:, :-1], proposed, axis=2)[:, :, 0]
     q = jnp.take_along_axis(offered, proposed, axis=2)[:, :, 0]
@@ -260,8 +271,8 @@ def generate(
 
 
 def init_cache(config: LMConfig, batch: int, slots: int, dtype) -> dict[str, jax.Array]:
-    """Empty keys and values, each [L, B, slots, kv_heads, head_dim]."""
-    shape = (config.layers, batch, slots, config.kv_heads, config.head_dim)
+    """Empty keys and values, each [L, B, kv_heads, slots, head_dim]."""
+    shape = (config.layers, batch, config.kv_heads, slots, config.head_dim)
     return {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)}
 
 
@@ -280,7 +291,7 @@ def advance(
     rewritten first.
     """
     embeds = embeds.astype(params["embed"]["embedding"].dtype)
-    context = make_context(config, positions, slots=cache["key"].shape[2])
+    context = make_context(config, positions, slots=cache["key"].shape[3])
     variables: dict[str, Any] = {"params": params}
     if lora is not None:
         variables["lora"] = lora.weights

@@ -163,3 +163,33 @@ def test_packed_sequences_see_only_themselves(writer):
     for row, first, last in ((0, 0, 3), (0, 3, 7), (1, 0, 5), (1, 5, 7)):
         alone = run(writer.params, embeds[row : row + 1, first:last]).hidden
         np.testing.assert_allclose(packed[row, first:last], alone[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1282])
+def test_what_competes_is_what_a_sort_would_keep(size):
+    """Top-k and top-p over logits of both signs, some of them forbidden."""
+    rng = np.random.default_rng(size)
+    logits = rng.normal(0, 3, (5, size)).astype(np.float32)
+    logits[:, 1:][rng.random((5, size - 1)) < 0.2] = -np.inf
+    seen = jnp.zeros(logits.shape, bool)
+    order = np.argsort(-logits, axis=1, kind="stable")
+    share = np.take_along_axis(np.asarray(jax.nn.softmax(logits)), order, 1)
+    for count in (1, 3, size):
+        found = sampling.probabilities(jnp.asarray(logits), Sampling(top_k=count), seen)
+        for row, found_row in enumerate(np.asarray(found)):
+            wanted = {i for i in order[row, :count] if np.isfinite(logits[row, i])}
+            assert set(np.flatnonzero(found_row)) == wanted
+    for most in (0.3, 0.9):
+        found = sampling.probabilities(jnp.asarray(logits), Sampling(top_p=most), seen)
+        for row, found_row in enumerate(np.asarray(found)):
+            count = 1 + np.sum(np.cumsum(share[row]) < most)
+            assert set(np.flatnonzero(found_row)) == set(order[row, :count])
+
+
+def test_a_token_without_weight_is_never_drawn_from_many():
+    """1,282 tokens, all but three without weight, at the ends of blocks and in the padded last."""
+    weights = jnp.zeros(1282).at[jnp.array([0, 35, 1281])].set(jnp.array([1.0, 2.0, 1.0]))
+    keys = jax.random.split(jax.random.key(0), 4000)
+    drawn = np.bincount(jax.vmap(sampling.draw, (0, None))(keys, weights), minlength=1282)
+    assert set(np.flatnonzero(drawn)) == {0, 35, 1281}
+    assert scipy.stats.chisquare(drawn[[0, 35, 1281]], [1000, 2000, 1000]).pvalue > 1e-3
