@@ -64,6 +64,8 @@ def read_coded(source: Source, codec, levels: int, cache: Path) -> Iterator[Clip
         path = folder / f"{start:08d}.npz"
         piece = _read_piece(path)
         if piece is None:
+            if not folder.exists():
+                logger.info("coding %s, %d clips, into %s", source.label, len(source), folder)
             folder.mkdir(parents=True, exist_ok=True)
             piece = _code(source, range(start, min(start + PIECE, len(source))), codec)
             _write_piece(path, *piece, levels=codec.levels)

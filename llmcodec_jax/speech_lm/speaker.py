@@ -140,10 +140,12 @@ class SpeechLM:
         max_seconds: float = 10.0,
         heads: int | None = None,
         batch_size: int | None = None,
+        prompts: Sequence[np.ndarray] | None = None,
     ) -> list[Written]:
-        """One batch; a chat LM's text first."""
+        """One batch; a chat LM's text first. `prompts`: those of the requests, made before."""
         count, limit = batch_size or len(requests), self._limit(max_seconds)
-        prompts, keys = [self.prompt(r) for r in requests], _keys(requests, count)
+        prompts = [self.prompt(r) for r in requests] if prompts is None else prompts
+        keys = _keys(requests, count)
         replies = self._reply(prompts, keys, sampling)
         speaks = np.zeros(count, bool)
         speaks[: len(requests)] = [reply.speaks for reply in replies]
@@ -321,14 +323,15 @@ def measure_speed(
 ) -> Speed:
     """Seconds a token of both ways of decoding, compiled before; the requests one after another.
 
+    From the prompt's tokens to the last one written: the codec's own time is not decoding.
     Raises UserError where nothing is spoken.
     """
-    found = []
+    found, prompts = [], [lm.prompt(request) for request in requests]
     for heads in (None, 1):
         lm.write(requests[:1], sampling, heads=heads, **options)  # compiles
         start, written, passes = time.perf_counter(), 0, 0
-        for request in requests:
-            done = lm.write([request], sampling, heads=heads, **options)[0]
+        for request, prompt in zip(requests, prompts, strict=True):
+            done = lm.write([request], sampling, heads=heads, prompts=[prompt], **options)[0]
             written, passes = written + len(done.ids), passes + done.passes
         if not written:
             raise UserError("nothing was spoken, so no speed can be told")
