@@ -102,11 +102,14 @@ def _attend(query, key, value, mask):
 
     Both products find a cache's keys and values as they lie in memory, heads first.
     """
-    grouped = query.reshape(*query.shape[:2], key.shape[1], -1, query.shape[-1])
-    scores = jnp.einsum("btngd,bnsd->bngts", grouped, key, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask[:, :, None], scores / query.shape[-1] ** 0.5, -jnp.inf)
-    share = jax.nn.softmax(scores).astype(value.dtype)
-    return jnp.einsum("bngts,bnsd->btngd", share, value).reshape(query.shape)
+    batch, length, heads, size = query.shape
+    rows = jnp.swapaxes(query, 1, 2).reshape(batch, key.shape[1], -1, size)  # of a key head, G T
+    scores = jnp.einsum("bnrd,bnsd->bnrs", rows, key, preferred_element_type=jnp.float32)
+    scores = scores.reshape(batch, key.shape[1], -1, length, key.shape[2])
+    scores = jnp.where(mask[:, :, None], scores * size**-0.5, -jnp.inf)
+    share = jax.nn.softmax(scores).astype(value.dtype).reshape(*rows.shape[:3], -1)
+    mixed = jnp.einsum("bnrs,bnsd->bnrd", share, value)
+    return jnp.swapaxes(mixed.reshape(batch, heads, length, size), 1, 2)
 
 
 class MLP(nn.Module):
