@@ -1,6 +1,6 @@
 """What things cost here.
 
-python -m llmcodec_jax.benchmarks fused|codec|data|reads|step|gpu [--help]
+python -m llmcodec_jax.benchmarks fused|codec|data|reads|step|writing|gpu [--help]
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ NAMES = {
     "fused": "memory and time of the fused bridge and losses beside their plain forms",
     "codec": "encode, decode and stream, seconds per clip",
     "step": "a training step of any config, processor seconds and FLOPs by part",
+    "writing": "what a speech LM's prompt and passes cost, with one head and with several",
     "gpu": "all of it on one accelerator, unattended, in one report",
     "reads": "memory of the LM side of a step for codecs of several levels",
     "data": "the loader, seconds of audio per second",
@@ -23,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
-        print("\n".join(f"  {name:7} {what}" for name, what in NAMES.items()))
+        print("\n".join(f"  {name:8} {what}" for name, what in NAMES.items()))
         return 0 if arguments else 2
     name, *rest = arguments
     if name not in NAMES:
