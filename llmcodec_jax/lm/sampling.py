@@ -108,7 +108,8 @@ def _blocks(distribution: jax.Array) -> jax.Array:
 
 def _draw_of_few(key: jax.Array, weights: jax.Array) -> jax.Array:
     """One index of weights [n]; quadratic in n, which no loop over n is."""
-    upto = jnp.tril(jnp.ones((len(weights), len(weights)))) @ weights
+    sums = jnp.tril(jnp.ones((len(weights), len(weights))))
+    upto = jnp.dot(sums, weights, precision="highest")  # accelerators round products by default
     beyond = (upto > jax.random.uniform(key) * upto[-1]) & (weights > 0)
     # Where the product rounds up to the whole, nothing is beyond it.
     return jnp.argmax(jnp.where(beyond.any(), beyond, weights)).astype(jnp.int32)
