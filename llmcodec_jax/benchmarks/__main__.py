@@ -24,7 +24,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
-        print("\n".join(f"  {name:8} {what}" for name, what in NAMES.items()))
+        width = max(map(len, NAMES))
+        print("\n".join(f"  {name:{width}}  {what}" for name, what in NAMES.items()))
         return 0 if arguments else 2
     name, *rest = arguments
     if name not in NAMES:

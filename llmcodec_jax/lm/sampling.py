@@ -89,7 +89,7 @@ def _keep_above(logits: jax.Array, enough) -> jax.Array:
 def draw(key: jax.Array, distribution: jax.Array) -> jax.Array:
     """One token of a distribution [R], which need not sum to one -> int32 [].
 
-    By one random number, not one for every token: a block of tokens is drawn, then one of it. A
+    By two random numbers, not one for every token: a block of tokens is drawn, then one of it. A
     token without weight is never drawn.
     """
     blocks = _blocks(distribution)

@@ -328,7 +328,7 @@ def measure_speed(
     """
     found, prompts = [], [lm.prompt(request) for request in requests]
     for heads in (None, 1):
-        lm.write(requests[:1], sampling, heads=heads, **options)  # compiles
+        lm.write(requests[:1], sampling, heads=heads, prompts=prompts[:1], **options)  # compiles
         start, written, passes = time.perf_counter(), 0, 0
         for request, prompt in zip(requests, prompts, strict=True):
             done = lm.write([request], sampling, heads=heads, prompts=[prompt], **options)[0]
