@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
-from llmcodec_jax.codec import registry, store
-from llmcodec_jax.codec.quantizer import grow_codebook
+from llmcodec_jax.codec import store
 from llmcodec_jax.data.batches import Batches
 from llmcodec_jax.data.embedded import lm_path
 from llmcodec_jax.data.examples import ExampleMaker
@@ -36,6 +34,7 @@ from llmcodec_jax.training.method import Method
 from llmcodec_jax.training.state import init_state
 from llmcodec_jax.training.teacher import open_teacher, with_features
 from llmcodec_jax.training.tracing import abstract_state
+from llmcodec_jax.training.warm_start import put_codec, read_codec
 
 T = TypeVar("T")
 
@@ -108,65 +107,6 @@ def start_state(config: RunConfig, method: Method, lm_params, mesh):
     abstract = abstract_state(method, lm_params, config.seed, mesh)
     where = jax.tree.map(lambda x: x.sharding, abstract)
     return jax.jit(lambda lm: init_state(method, lm, config.seed), out_shardings=where), abstract
-
-
-def read_codec(path: str, method: Method) -> dict:
-    """The variables (numpy) of the codec to start from; one with fewer codes has them grown.
-
-    Raises UsageError if it has more, LayoutError if the architecture differs in anything else.
-    """
-    wanted = getattr(method.codec, "codebook_size", 0)
-    source = store.locate(path)
-    family = registry.family_of(method.codec).name
-    alike = source.ours and source.config.get("architecture", "auv") == family
-    size = source.config.get("codebook_size", wanted) if alike else wanted
-    if isinstance(size, int) and size > wanted:
-        raise UsageError(
-            f"{path} has {size} codes, the config {wanted}: add --config.codec.codebook_size={size}"
-        )
-    grows = isinstance(size, int) and 0 < size < wanted
-    held = method.codec.clone(codebook_size=size) if grows else method.codec
-    _, variables = store.load(path, expect=held)
-    if grows:
-        logger.info("%s: %d codes, grown to %d", path, size, wanted)
-        variables = grow_codebooks(variables, wanted)
-    return variables
-
-
-def put_codec(variables: dict, state):
-    """Puts a codec's weights into a fresh state. All processes must call it."""
-    put = lambda new, old: jax.device_put(new, old.sharding)  # noqa: E731
-    params = state.params | {"codec": jax.tree.map(put, variables["params"], state.params["codec"])}
-    stats = jax.tree.map(put, variables.get("batch_stats", {}), state.batch_stats)
-    return state.replace(params=params, batch_stats=stats)
-
-
-def grow_codebooks(variables: dict, size: int) -> dict:
-    """A codec's variables with every codebook grown to `size` rows, all codes equally used.
-
-    Raises UsageError for a family that keeps its codebooks in another way.
-    """
-    levels = variables["params"].get("quantizer", {})
-    counted = variables.get("batch_stats", {}).get("quantizer", {})
-    if (
-        not levels
-        or any("codebook" not in level for level in levels.values())
-        or (
-            {name: {"usage"} for name in levels}
-            != {name: set(level) for name, level in counted.items()}
-        )
-    ):
-        raise UsageError("codec.codebook_size: only AUV's codebooks can be grown from `init`'s")
-    params = {
-        name: {**level, "codebook": grow_codebook(np.asarray(level["codebook"]), size)}
-        for name, level in levels.items()
-    }
-    usage = {name: {"usage": np.full(size, 1 / size, np.float32)} for name in levels}
-    return {
-        **variables,
-        "params": {**variables["params"], "quantizer": params},
-        "batch_stats": {**variables["batch_stats"], "quantizer": usage},
-    }
 
 
 def check_inputs(config: RunConfig) -> None:

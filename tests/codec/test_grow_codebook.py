@@ -1,4 +1,4 @@
-"""A codec with fewer codes starts one with more."""
+"""A codec with fewer codes or levels starts one with more."""
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ from llmcodec_jax.codec.quantizer import grow_codebook, nearest, normalise
 from llmcodec_jax.errors import UsageError
 from llmcodec_jax.training.config import read_config
 from llmcodec_jax.training.method import Method
-from llmcodec_jax.training.run import grow_codebooks, read_codec
+from llmcodec_jax.training.warm_start import add_levels, grow_codebooks, read_codec
 from tests.codec.families import EXAMPLES
 from tests.tiny import SMALL, init
 
@@ -42,6 +42,39 @@ def test_a_grown_codec_codes_as_finely_as_the_one_it_was():
     assert after.vq_loss[0] <= 1.05 * before.vq_loss[0]
     usage = grown["batch_stats"]["quantizer"]["level_0"]["usage"]
     np.testing.assert_allclose(usage, 1 / size)
+
+
+def test_another_level_changes_no_sound_until_it_learns():
+    codec = AUV(**SMALL)
+    variables = jax.device_get(init(codec))
+    two = codec.clone(levels=2)
+    grown = add_levels(variables, two)
+    wav = np.random.default_rng(1).normal(size=(2, 20 * codec.hop)).astype(np.float32) * 0.1
+    _, before = codec.apply(variables, wav, method="reconstruct")
+    _, after = two.apply(grown, wav, method="reconstruct")
+    np.testing.assert_allclose(after, before, atol=1e-6)
+    output = two.apply(grown, wav, method="encode")
+    assert output.codes.shape == (2, 20, 2)
+    # Its codes count as unused, so a revival places every one on the data, and those of the first
+    # level stay.
+    revived = two.revive(grown, output, jax.random.key(0))["params"]["quantizer"]
+    old, new = grown["params"]["quantizer"], revived
+    np.testing.assert_array_equal(new["level_0"]["codebook"], old["level_0"]["codebook"])
+    moved = np.any(new["level_1"]["codebook"] != old["level_1"]["codebook"], axis=1)
+    assert moved.all()
+    searched = two.apply(grown, output.latent, output.codes, method="search_inputs")[:, :, 1]
+    similarity = normalise(new["level_1"]["codebook"]) @ normalise(searched.reshape(-1, 8)).T
+    assert np.min(np.max(similarity, axis=1)) > 0.99
+
+
+def test_read_codec_adds_the_levels_that_the_config_asks_for():
+    c = mini.get_config()
+    c.codec.levels = 2
+    codec = Method.from_config(read_config(c), None).codec
+    read = read_codec("mini-0.1", Method.from_config(read_config(c), None))
+    wav = jax.ShapeDtypeStruct((1, 4 * codec.hop), np.float32)
+    wanted = jax.eval_shape(lambda x: codec.init(jax.random.key(0), x, method="reconstruct"), wav)
+    assert jax.tree.map(np.shape, read) == jax.tree.map(lambda leaf: leaf.shape, dict(wanted))
 
 
 def test_the_shipped_codec_starts_the_recipe_with_more_codes():
