@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from llmcodec_jax import audio
 from llmcodec_jax.codec import inference
-from llmcodec_jax.evaluation import additional, speaker, utmos, whisper
+from llmcodec_jax.evaluation import additional, generated_page, speaker, utmos, whisper
 from llmcodec_jax.evaluation.reports import (
     EvaluationError,
     defined,
@@ -50,12 +50,12 @@ def evaluate(
 ) -> dict:
     """`folder` holds ID.wav (or .flac) of each row -> the report.
 
-    {"mean", "interval"} over clips of wer, cer, speaker, stranger, dnsmos, utmos; "pooled" error
-    rates (all edits by all words); "items" with what was heard; "failed", and the measures that
-    are "absent" with their install line. Of a continuation only what is new is judged, against its
-    first `prompt_seconds`; "speaker_original" is the similarity of what the recording itself holds
-    there. With a `codec`, that is coded first, and "repeats" and "loops" of codes are counted in
-    both.
+    {"mean", "interval"} over clips of wer, cer, speaker, stranger, margin (the one less the other),
+    dnsmos, utmos; "pooled" error rates (all edits by all words); "items" with what was heard;
+    "failed", and the measures that are "absent" with their install line. Of a continuation only
+    what is new is judged, against its first `prompt_seconds`; "speaker_original" is the similarity
+    of what the recording itself holds there. With a `codec`, that is coded first, and "repeats" and
+    "loops" of codes are counted in both.
     """
     absent = additional.absent(measures)
     measures = [name for name in measures if name not in absent]
@@ -64,7 +64,7 @@ def evaluate(
     for row, stranger in tqdm(list(zip(rows, strangers, strict=True)), "hearing", unit="clip"):
         seconds = voice_seconds if row.get("voice") else prompt_seconds
         try:
-            wav = audio.load(_found(folder, row["id"]), RATE)
+            wav = audio.load(generated_page.wav_of(folder, row["id"]), RATE)
             original = None
             if row.get("continue"):
                 wav = wav[round(prompt_seconds * RATE) :]
@@ -102,6 +102,8 @@ def score(
         for name, other in (("speaker", voice), ("stranger", stranger)):
             if other is not None:
                 values[name] = speaker.similarity(other, wav)
+        if len(values.keys() & {"speaker", "stranger"}) == 2:
+            values["margin"] = values["speaker"] - values["stranger"]
     if "dnsmos" in measures:
         values["dnsmos"] = additional.dnsmos(wav)
     if "utmos" in measures:
@@ -181,21 +183,48 @@ def _rest(path: str, seconds: float, samples: int) -> np.ndarray | None:
     return found if len(found) >= RATE else None
 
 
-def _found(folder: Path, name: str) -> Path:
-    for suffix in (".wav", ".flac"):
-        if (folder / f"{name}{suffix}").is_file():
-            return folder / f"{name}{suffix}"
-    raise FileNotFoundError(f"{folder / name}: no .wav or .flac of that name")
-
-
 def run(args: argparse.Namespace) -> int:
-    """Words, voice and quality of speech that `generate --input` made."""
+    """Words, voice and quality of speech that `generate --input` made, and a page to hear it."""
     measures = additional.requested(args.additional)
     rows = read_rows(Path(args.list))
     seconds = {"prompt_seconds": args.prompt_seconds, "voice_seconds": args.voice_seconds}
-    codec = inference.load(args.codec) if args.codec else None
-    report = evaluate(rows, Path(args.audio), measures, **seconds, codec=codec)
-    write_json(Path(args.output), report)
+    given = [_named(entry) for entry in args.audio]
+    if len(args.codec) not in (0, 1, len(given)):
+        raise EvaluationError(f"--codec: give one, or one for each of {len(given)} --audio")
+    codecs = args.codec if len(args.codec) == len(given) else args.codec * len(given)
+    systems: dict[str, list[dict]] = {}
+    folders: dict[str, Path] = {}
+    for n, (name, folder) in enumerate(given):
+        codec = inference.load(codecs[n]) if codecs else None
+        report = evaluate(rows, folder, measures, **seconds, codec=codec)
+        systems.setdefault(name, []).append(report)
+        folders.setdefault(name, folder)
+        print(f"{name}: {folder}" if len(given) > 1 else f"{folder}")
+        _print(report)
+    output = Path(args.output)
+    if len(given) == 1:
+        write_json(output, systems[given[0][0]][0])
+    else:
+        write_json(output, {"systems": systems} | generated_page.compare(systems))
+    page = output.with_suffix(".html")
+    generated_page.write(page, rows, systems, folders, args.prompt_seconds)
+    print(f"{output}, and to listen to: {page}")
+    every = [report for reports in systems.values() for report in reports]
+    failed = {f"{n} {name}": why for n, r in enumerate(every) for name, why in r["failed"].items()}
+    return print_failures(failed, args.output)
+
+
+def _named(entry: str) -> tuple[str, Path]:
+    """FOLDER or NAME=FOLDER -> its name and the folder."""
+    name, equals, folder = entry.partition("=")
+    path = Path(folder if equals else entry)
+    if not path.is_dir():
+        raise EvaluationError(f"--audio {entry}: no folder {path}; give FOLDER or NAME=FOLDER")
+    return (name if equals else path.name), path
+
+
+def _print(report: dict) -> None:
+    """A report's means on the terminal, with intervals and what is missing."""
     for name, value in report["mean"].items():
         interval = report["interval"][name]
         shown = "undefined on every clip" if value is None else f"{value:.4f}"
@@ -204,17 +233,32 @@ def run(args: argparse.Namespace) -> int:
         print(f"wer        {report['pooled']['wer']:.4f} pooled, {report['pooled']['words']} words")
     for name, reason in report["absent"].items():
         print(f"{name:10s} absent: {reason}")
-    return print_failures(report["failed"], args.output)
 
 
 def add_parser(commands) -> None:
     """The sub-command `generated` of `evaluate`."""
     parser = commands.add_parser(
-        "generated", help="generated speech: words, voice, quality (docs/speech.md)"
+        "generated",
+        help="generated speech: words, voice, quality (docs/speech.md)",
+        description="Scores what `generate --input` wrote, and makes a page to listen to beside "
+        "the report. Several systems are compared with the first; the same NAME again is another "
+        "seed of it.",
     )
     parser.add_argument("--list", required=True, help="the JSON lines that generate --input read")
-    parser.add_argument("--audio", required=True, help="the folder that it wrote")
-    parser.add_argument("--codec", help="counts repeats and loops of its codes in continuations")
+    parser.add_argument(
+        "--audio",
+        required=True,
+        nargs="+",
+        metavar="[NAME=]FOLDER",
+        help="the folder that it wrote; any number of them",
+    )
+    parser.add_argument(
+        "--codec",
+        nargs="+",
+        default=[],
+        metavar="CODEC",
+        help="counts repeats and loops of its codes in continuations; one for all, or for each",
+    )
     parser.add_argument("--output", default="generated.json", help="default: generated.json")
     parser.add_argument(
         "--additional", nargs="+", default=["wer,speaker,dnsmos"], metavar="NAME", help="measures"

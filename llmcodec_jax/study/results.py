@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +12,10 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
-import scipy.stats
 from matplotlib.figure import Figure
 
 from llmcodec_jax.evaluation import comparison
+from llmcodec_jax.evaluation.paired import difference
 from llmcodec_jax.evaluation.reports import write_json
 from llmcodec_jax.pages import html, plots
 from llmcodec_jax.study.material import UNSEEN
@@ -81,29 +80,6 @@ def read_run(folder: Path) -> dict[str, float]:
         "coherence": reports["salmon"]["mean"].get("normalised"),
         **{name: reports["consistency"]["mean"][name] for name in ("reencoded", "truncated")},
     }
-
-
-def difference(runs: dict[int, dict], control: dict[int, dict], name: str) -> dict | None:
-    """Mean of variant - control over the seeds both have, with its 95 % t-interval and p-value.
-
-    Both are paired by seed: a seed's runs share start, order of data and noise.
-    """
-    pairs = [(runs[s][name], control[s][name]) for s in sorted(runs.keys() & control.keys())]
-    changes = [a - b for a, b in pairs if a is not None and b is not None]
-    if not changes:
-        return None
-    half = p = None
-    if len(changes) > 1:
-        spread = statistics.stdev(changes) / math.sqrt(len(changes))
-        half = float(scipy.stats.t.ppf(0.975, len(changes) - 1) * spread)
-        ratio = abs(statistics.fmean(changes)) / spread if spread else math.inf
-        p = float(2 * scipy.stats.t.sf(ratio, len(changes) - 1))
-    level = statistics.fmean(b for a, b in pairs if a is not None and b is not None)
-    mean = statistics.fmean(changes)
-    relative = mean / level if level else None
-    return {
-        "mean": mean, "half_width": half, "relative": relative, "p": p, "seeds": len(changes),
-    }  # fmt: skip
 
 
 def holm(p_values: dict[str, float]) -> dict[str, float]:

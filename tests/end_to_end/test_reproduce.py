@@ -17,6 +17,7 @@ from llmcodec_jax.codec import store
 from llmcodec_jax.data.cache import cache_dir
 from llmcodec_jax.data.packages import FetchError
 from llmcodec_jax.errors import UsageError
+from llmcodec_jax.evaluation.paired import difference
 from llmcodec_jax.study import public_audio, results, stages
 from llmcodec_jax.study.config import read_study, scale, variant_config
 from llmcodec_jax.study.material import HELD_OUT, find_sources
@@ -225,7 +226,7 @@ def test_findings_follow_from_the_numbers():
     same = {0: row(5.1), 1: row(4.9), 2: row(5.05)}
 
     def said(runs):
-        change = {c: results.difference(runs, control, c) for c in results.COLUMNS}
+        change = {c: difference(runs, control, c) for c in results.COLUMNS}
         return results.sentence("x", change), change
 
     text, change = said(better)

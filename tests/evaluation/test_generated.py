@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from llmcodec_jax import audio, evaluate, load_codec
-from llmcodec_jax.evaluation import additional, generated
+from llmcodec_jax.evaluation import additional, generated, generated_page
+from llmcodec_jax.evaluation.reports import EvaluationError
 from tests.tiny import babble
 
 ABSENT = additional.absent(["speaker"])
@@ -64,3 +65,52 @@ def test_pooled_rates_weigh_words():
     items = [{"wer": 1.0, "words": 1}, {"wer": 0.0, "words": 3}, {"speaker": 0.5}]
     assert generated.pooled(items) == {"wer": pytest.approx(0.25), "words": 4}
     assert generated.pooled([{"speaker": 0.5}]) == {}
+
+
+def spoken(items):
+    """A report of these items, as `generated.evaluate` makes it."""
+    numbers = [generated._numbers(item) for item in items.values()]
+    report = generated.summarise_columns(numbers) | {"clips": len(items), "failed": {}}
+    return report | {"items": items, "pooled": generated.pooled(list(items.values())), "absent": {}}
+
+
+def test_systems_are_paired_by_clip_and_by_seed():
+    words = {"a": 2, "b": 6}
+    one, other = (
+        spoken({name: {"wer": rate + k, "words": words[name]} for k, name in enumerate(words)})
+        for rate in (0.0, 0.5)
+    )
+    compared = generated_page.compare({"x": [one], "y": [other]})
+    assert compared["over"] == "clips"
+    assert compared["mean"]["x"]["wer"] == [0.5, one["interval"]["wer"]]
+    change = compared["difference"]["y"]["wer"]
+    assert (change["mean"], change["half_width"], change["pairs"]) == (0.5, 0.0, 2)
+
+    compared = generated_page.compare({"x": [one, other], "y": [other, other]})
+    assert compared["over"] == "seeds"
+    assert compared["mean"]["x"]["wer"][0] == pytest.approx(1.0)  # pooled: 0.75 and 1.25
+    assert compared["difference"]["y"]["wer"]["mean"] == pytest.approx(0.25)
+    with pytest.raises(EvaluationError, match="as many folders of each"):
+        generated_page.compare({"x": [one], "y": [one, other]})
+
+
+def test_several_systems_make_a_page_to_listen_to(tmp_path, capsys):
+    for name in ("v", "p/a", "p/b", "q/a"):
+        audio.write(tmp_path / f"{name}.wav", babble(0.6, len(name)), 16000)
+    rows = [
+        {"id": "a", "text": "first <words>", "voice": str(tmp_path / "v.wav")},
+        {"id": "b", "text": "second"},
+    ]
+    (tmp_path / "l.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = [f"{name}={tmp_path / name}" for name in "pq"]
+    output = tmp_path / "r.json"
+    shared = ["generated", "--list", str(tmp_path / "l.jsonl"), "--output", str(output)]
+    assert evaluate.main([*shared, "--audio", *given, "--additional", ""]) == 1  # q lacks b
+    report = json.loads(output.read_text())
+    assert set(report) == {"systems", "over", "mean", "difference"}
+    page = output.with_suffix(".html").read_text()
+    assert page.count("<audio") == 4  # the voice, p and q for a; p alone for b
+    assert "first &lt;words&gt; (a)" in page
+    assert "q/b: no .wav or .flac" in page
+    assert evaluate.main([*shared, "--audio", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere: no folder" in capsys.readouterr().err
