@@ -60,12 +60,17 @@ def read_coded(source: Source, codec, levels: int, cache: Path) -> Iterator[Clip
     folder = cache / "speech_tokens" / codec.digest[:16] / place.hexdigest()[:16]
     starts = range(0, len(source), PIECE)
     failed: list[str] = []
+    told = False
     for start in tqdm(starts, f"tokens of {source.label}", unit="piece", disable=None):
         path = folder / f"{start:08d}.npz"
         piece = _read_piece(path)
         if piece is None:
-            if not folder.exists():
-                logger.info("coding %s, %d clips, into %s", source.label, len(source), folder)
+            if not told:
+                rest = len(source) - start
+                logger.info(
+                    "coding %s, %d of %d clips, into %s", source.label, rest, len(source), folder
+                )
+                told = True
             folder.mkdir(parents=True, exist_ok=True)
             piece = _code(source, range(start, min(start + PIECE, len(source))), codec)
             _write_piece(path, *piece, levels=codec.levels)
