@@ -8,6 +8,7 @@ import pytest
 from llmcodec_jax import audio, evaluate, load_codec
 from llmcodec_jax.evaluation import additional, generated, generated_page
 from llmcodec_jax.evaluation.reports import EvaluationError
+from tests.browser import chromium, wait_for
 from tests.tiny import babble
 
 ABSENT = additional.absent(["speaker"])
@@ -94,7 +95,8 @@ def test_systems_are_paired_by_clip_and_by_seed():
         generated_page.compare({"x": [one], "y": [one, other]})
 
 
-def test_several_systems_make_a_page_to_listen_to(tmp_path, capsys):
+def two_systems(tmp_path):
+    """Voice, requests and what systems p and q said, q only half -> options of the command."""
     for name in ("v", "p/a", "p/b", "q/a"):
         audio.write(tmp_path / f"{name}.wav", babble(0.6, len(name)), 16000)
     rows = [
@@ -103,9 +105,14 @@ def test_several_systems_make_a_page_to_listen_to(tmp_path, capsys):
     ]
     (tmp_path / "l.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = [f"{name}={tmp_path / name}" for name in "pq"]
+    shared = ["generated", "--list", str(tmp_path / "l.jsonl"), "--additional", ""]
+    return [*shared, "--output", str(tmp_path / "r.json")], ["--audio", *given]
+
+
+def test_several_systems_make_a_page_to_listen_to(tmp_path, capsys):
+    shared, given = two_systems(tmp_path)
     output = tmp_path / "r.json"
-    shared = ["generated", "--list", str(tmp_path / "l.jsonl"), "--output", str(output)]
-    assert evaluate.main([*shared, "--audio", *given, "--additional", ""]) == 1  # q lacks b
+    assert evaluate.main([*shared, *given]) == 1  # q lacks b
     report = json.loads(output.read_text())
     assert set(report) == {"systems", "over", "mean", "difference"}
     page = output.with_suffix(".html").read_text()
@@ -114,3 +121,18 @@ def test_several_systems_make_a_page_to_listen_to(tmp_path, capsys):
     assert "q/b: no .wav or .flac" in page
     assert evaluate.main([*shared, "--audio", str(tmp_path / "nowhere")]) == 2
     assert "nowhere: no folder" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_page_plays_in_a_browser(tmp_path):
+    shared, given = two_systems(tmp_path)
+    evaluate.main([*shared, *given])
+    with chromium(width=400) as driver:
+        driver.get(f"file://{tmp_path / 'r.html'}")
+        driver.execute_script("document.querySelectorAll('audio').forEach(a => a.load())")
+        every = "[...document.querySelectorAll('audio')]"
+        wait_for(driver, f"{every}.every(a => Math.abs(a.duration - 0.6) < 0.01)")
+        # Nothing but the tables scrolls sideways on a phone.
+        wide = "document.documentElement.scrollWidth > window.innerWidth"
+        assert not driver.execute_script(f"return {wide}")
+        assert driver.get_log("browser") == []
