@@ -30,7 +30,7 @@ def read_codec(path: str, method: Method) -> dict:
     for name in ("codebook_size", "levels"):
         want = getattr(wanted, name, 0)
         held = source.config.get(name, want) if alike else want
-        if not isinstance(held, int) or held == want:
+        if not isinstance(held, int) or held < 1 or held == want:
             continue
         if held > want:
             raise UsageError(
