@@ -71,6 +71,8 @@ class SpeechData:
     # librispeech:DIR, folder:DIR, ... (data/sources.py), coded once; tokens:PATH, as it is;
     # dialogues:FILE.jsonl for chat (dialogues.py).
     sources: tuple[str, ...] = ()
+    # Training clips of recordings are coded at these speeds too, 0.5 to 2: other voices for free.
+    speeds: tuple[float, ...] = ()
     levels: int = 0  # a residual codec's levels that are read; 0 all
     eval_fraction: float = 0.05  # of the clips, by a hash of their names
     eval_max: int = 64  # held-out clips at most
@@ -108,6 +110,9 @@ class SpeechConfig:
             raise UsageError("the chat task writes text too, a position a token: lm.reads='flat'")
         if self.optim.accumulate != 1:
             raise UsageError("optim.accumulate: a speech LM's rows are not divided; leave it at 1")
+        speeds = self.data.speeds
+        if len({1.0, *speeds}) <= len(speeds) or not all(0.5 <= s <= 2 for s in speeds):
+            raise UsageError(f"data.speeds: each once, 0.5 to 2 and not 1 itself, not {speeds}")
 
     @property
     def schedule(self) -> Schedule:

@@ -47,49 +47,52 @@ class Clip(NamedTuple):
     text: str  # "" where there is none
     codes: np.ndarray  # int32 [T * Q], indices of `<CODEC_i>`, frame by frame
     turns: tuple[Said, ...] = ()  # of a dialogue
+    speed: float = 1.0  # at which the recording was played: another voice than at 1
 
 
 class CorpusError(UserError, ValueError):
     """Tokens that this codec's speech LM cannot read; the message names the file and the fix."""
 
 
-def read_coded(source: Source, codec, levels: int, cache: Path) -> Iterator[Clip]:
-    """A source's clips, coded now or earlier."""
+def read_coded(
+    source: Source, codec, levels: int, cache: Path, speed: float = 1.0
+) -> Iterator[Clip]:
+    """A source's clips, played at a speed, coded now or earlier."""
     names = "\n".join(source.name(i) for i in range(len(source)))
-    place = hashlib.sha256(f"{source.label}\n{names}".encode("utf-8", "surrogateescape"))
+    played = "" if speed == 1 else f"\n\n{speed}"
+    place = hashlib.sha256(f"{source.label}\n{names}{played}".encode("utf-8", "surrogateescape"))
     folder = cache / "speech_tokens" / codec.digest[:16] / place.hexdigest()[:16]
+    label = source.label if speed == 1 else f"{source.label} at speed {speed:g}"
     starts = range(0, len(source), PIECE)
     failed: list[str] = []
     told = False
-    for start in tqdm(starts, f"tokens of {source.label}", unit="piece", disable=None):
+    for start in tqdm(starts, f"tokens of {label}", unit="piece", disable=None):
         path = folder / f"{start:08d}.npz"
         piece = _read_piece(path)
         if piece is None:
             if not told:
                 rest = len(source) - start
-                logger.info(
-                    "coding %s, %d of %d clips, into %s", source.label, rest, len(source), folder
-                )
+                logger.info("coding %s, %d of %d clips, into %s", label, rest, len(source), folder)
                 told = True
             folder.mkdir(parents=True, exist_ok=True)
-            piece = _code(source, range(start, min(start + PIECE, len(source))), codec)
+            piece = _code(source, range(start, min(start + PIECE, len(source))), codec, speed)
             _write_piece(path, *piece, levels=codec.levels)
         clips, unusable = piece
         failed += unusable
         for clip in clips:
-            yield clip._replace(codes=_first_levels(clip.codes, codec, levels))
+            yield clip._replace(codes=_first_levels(clip.codes, codec, levels), speed=speed)
     if failed:
-        logger.warning("%s: %d clips left out: %s", source.label, len(failed), failed[0])
+        logger.warning("%s: %d clips left out: %s", label, len(failed), failed[0])
 
 
-def _code(source: Source, indices: range, codec) -> tuple[list[Clip], list[str]]:
+def _code(source: Source, indices: range, codec, speed: float) -> tuple[list[Clip], list[str]]:
     """Records -> (clips with all levels' codes [T] or [T, Q], reasons of those left out)."""
     clips, failed = [], []
     for index in indices:
         try:
             record = source.record(index)
             wav = record.sound.read(0, record.sound.samples)
-            wav = audio.resample(wav, record.sound.rate, codec.sample_rate)
+            wav = audio.resample(wav, round(record.sound.rate * speed), codec.sample_rate)
         except AudioError as error:
             failed.append(str(error))
             continue

@@ -32,16 +32,22 @@ def text_of(ids: Sequence[int]) -> str:
 
 
 def split(clips: Sequence[Clip], data: SpeechData) -> tuple[list[Clip], list[Clip]]:
-    """-> (training, held-out) clips, by a hash of name, voice or text that never changes."""
+    """-> (training, held-out) clips, by a hash of name, voice or text that never changes.
+
+    A clip at another speed trains with its original, or neither does; none is held out.
+    """
     if data.split_by not in ("name", "speaker", "text"):
         raise UsageError("data.split_by is 'name', 'speaker' or 'text'")
     keys = [getattr(clip, data.split_by) or clip.name for clip in clips]
     hashes = [stable_hash(key, 64) for key in keys]
     bound = int(data.eval_fraction * 2**64)
     held = [i for i, h in enumerate(hashes) if h < bound]
-    kept = sorted(held, key=lambda i: (hashes[i], clips[i].name))[: data.eval_max]
+    originals = [i for i in held if clips[i].speed == 1]
+    kept = sorted(originals, key=lambda i: (hashes[i], clips[i].name))[: data.eval_max]
     # A clip past `eval_max` is no one's: its voice or its text is held out.
     out = set(kept if data.split_by == "name" else held)
+    names = {clips[i].name for i in kept}
+    out |= {i for i in held if clips[i].speed != 1 and clips[i].name in names}
     return [c for i, c in enumerate(clips) if i not in out], [clips[i] for i in sorted(kept)]
 
 
@@ -84,7 +90,7 @@ class Sequences:
         self._by_speaker = collections.defaultdict(list)
         for clip in clips:
             if clip.speaker:
-                self._by_speaker[clip.speaker].append(clip)
+                self._by_speaker[clip.speaker, clip.speed].append(clip)
 
     def _whole_frames(self, tokens: float) -> int:
         return max(round(tokens) // self._vocabulary.levels, 1) * self._vocabulary.levels
@@ -103,7 +109,8 @@ class Sequences:
 
     def voice(self, clip: Clip, generator: np.random.Generator) -> np.ndarray | None:
         """A few seconds of another clip of the same voice, or None."""
-        others = [c for c in self._by_speaker.get(clip.speaker, ()) if c.name != clip.name]
+        others = self._by_speaker.get((clip.speaker, clip.speed), ())
+        others = [c for c in others if c.name != clip.name]
         if not others or generator.random() >= self._data.voice_share:
             return None
         return self._crop(others[generator.integers(len(others))].codes, self._voice, generator)

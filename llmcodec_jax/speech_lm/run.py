@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 from pathlib import Path
@@ -87,7 +88,8 @@ def open_data(
     texts = BYTES if tokenizer is None else len(tokenizer)
     vocabulary = Vocabulary(codec.codebook_size, levels, texts, config.lm.reads)
     rate = codec.frame_rate * levels
-    clips = [c for spec in config.data.sources for c in sources.read(spec, codec, levels)]
+    read = functools.partial(sources.read, codec=codec, levels=levels, speeds=config.data.speeds)
+    clips = [clip for spec in config.data.sources for clip in read(spec)]
     clips = data.usable(clips, config, rate)
     training, kept = data.split(clips, config.data)
     make = data.Sequences(config, vocabulary, rate, data.reader(tokenizer), training)
