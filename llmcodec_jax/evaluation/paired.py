@@ -25,7 +25,7 @@ def difference(runs: Mapping[Any, dict], control: Mapping[Any, dict], name: str)
     if len(changes) > 1:
         spread = statistics.stdev(changes) / math.sqrt(len(changes))
         half = float(scipy.stats.t.ppf(0.975, len(changes) - 1) * spread)
-        ratio = abs(mean) / spread if spread else math.inf
+        ratio = abs(mean) / spread if spread else (math.inf if mean else 0.0)
         p = float(2 * scipy.stats.t.sf(ratio, len(changes) - 1))
     level = statistics.fmean(b for _, b in known)
     return {

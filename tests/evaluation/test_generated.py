@@ -86,6 +86,8 @@ def test_systems_are_paired_by_clip_and_by_seed():
     assert compared["mean"]["x"]["wer"] == [0.5, one["interval"]["wer"]]
     change = compared["difference"]["y"]["wer"]
     assert (change["mean"], change["half_width"], change["pairs"]) == (0.5, 0.0, 2)
+    assert change["p"] == 0
+    assert generated_page.compare({"x": [one], "y": [one]})["difference"]["y"]["wer"]["p"] == 1
 
     compared = generated_page.compare({"x": [one, other], "y": [other, other]})
     assert compared["over"] == "seeds"
