@@ -78,6 +78,8 @@ def best(codecs: dict[str, dict], title: str) -> str | None:
 
 def verdict(codecs: dict[str, dict]) -> str:
     """Who leads in what, in a sentence."""
+    if len(codecs) == 1:
+        return f"{next(iter(codecs))} alone; each further NAME=FILES is set beside it."
     leads: dict[str, list[str]] = {}
     for title in HEADLINES:
         if name := best(codecs, title):

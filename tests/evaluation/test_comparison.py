@@ -169,6 +169,7 @@ def test_the_first_screen_names_a_leader_only_where_intervals_lie_apart():
     close = {"a": _codec(0.5, 0.1), "b": _codec(0.6, 0.1)}
     assert comparison_first.best(close, "mel distance") is None
     assert "no intervals lie apart" in comparison_first.verdict(close)
+    assert comparison_first.verdict({"a": close["a"]}).startswith("a alone")
     unknown = {"a": _codec(0.5, None), "b": _codec(0.9, 0.1)}
     assert comparison_first.best(unknown, "mel distance") is None
 
