@@ -9,6 +9,7 @@ against how its recording really goes on.
 from __future__ import annotations
 
 import argparse
+import collections
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -191,6 +192,7 @@ def run(args: argparse.Namespace) -> int:
     given = [_named(entry) for entry in args.audio]
     if len(args.codec) not in (0, 1, len(given)):
         raise EvaluationError(f"--codec: give one, or one for each of {len(given)} --audio")
+    generated_page.check_seeds(collections.Counter(name for name, _ in given))
     codecs = args.codec if len(args.codec) == len(given) else args.codec * len(given)
     systems: dict[str, list[dict]] = {}
     folders: dict[str, Path] = {}
@@ -215,12 +217,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _named(entry: str) -> tuple[str, Path]:
-    """FOLDER or NAME=FOLDER -> its name and the folder."""
+    """FOLDER or NAME=FOLDER -> its name, the path as given where there is none, and the folder."""
     name, equals, folder = entry.partition("=")
     path = Path(folder if equals else entry)
     if not path.is_dir():
         raise EvaluationError(f"--audio {entry}: no folder {path}; give FOLDER or NAME=FOLDER")
-    return (name if equals else path.name), path
+    return (name if equals else entry), path
 
 
 def _print(report: dict) -> None:

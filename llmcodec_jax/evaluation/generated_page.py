@@ -43,8 +43,7 @@ def compare(systems: Mapping[str, Sequence[dict]]) -> dict:
     have different numbers of seeds.
     """
     counts = {name: len(reports) for name, reports in systems.items()}
-    if len(set(counts.values())) != 1:
-        raise EvaluationError(f"as many folders of each system are needed to pair them: {counts}")
+    check_seeds(counts)
     several = max(counts.values()) > 1
     values = {name: _by_seed(r) if several else r[0]["items"] for name, r in systems.items()}
     first = next(iter(values))
@@ -62,6 +61,14 @@ def compare(systems: Mapping[str, Sequence[dict]]) -> dict:
         if name != first
     }
     return {"over": "seeds" if several else "clips", "mean": means, "difference": found}
+
+
+def check_seeds(counts: Mapping[str, int]) -> None:
+    """How many seeds of each system there are: raises EvaluationError where they differ."""
+    if len(set(counts.values())) != 1:
+        raise EvaluationError(
+            f"as many folders of each system are needed to pair them: {dict(counts)}"
+        )
 
 
 def _by_seed(reports: Sequence[dict]) -> dict[int, dict]:

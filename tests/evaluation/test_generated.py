@@ -123,6 +123,8 @@ def test_several_systems_make_a_page_to_listen_to(tmp_path, capsys):
     assert "q/b: no .wav or .flac" in page
     assert evaluate.main([*shared, "--audio", str(tmp_path / "nowhere")]) == 2
     assert "nowhere: no folder" in capsys.readouterr().err
+    assert evaluate.main([*shared, *given, given[1]]) == 2  # told before anything is heard
+    assert "as many folders of each" in capsys.readouterr().err
 
 
 @pytest.mark.slow
