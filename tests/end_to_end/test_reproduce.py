@@ -112,11 +112,11 @@ def test_the_whole_study_stops_and_goes_on(data, tiny_lm, tmp_path, monkeypatch)
             assert row["unseen"] > 0
             assert row["unseen_mel"] > 0
     main = summary["changes"]["ftp_sa"]
-    assert main["nats"]["seeds"] == 2
+    assert main["nats"]["pairs"] == 2
     assert main["nats"]["half_width"] > 0
     assert main["nats"]["holm"] == main["nats"]["p"]  # the one row with an interval
     for column in ("unseen", "new", "unseen_new"):
-        assert main[column]["seeds"] == 2
+        assert main[column]["pairs"] == 2
     assert "on tokens that repeat nothing" in summary["findings"]["ftp_sa"]
     assert "interval" in summary["findings"]["ftp_sa"]
     assert "a head start alone" in summary["findings"]["head_start"]
