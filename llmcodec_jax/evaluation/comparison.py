@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from llmcodec_jax import audio
 from llmcodec_jax.evaluation import comparison_first, speed
 from llmcodec_jax.evaluation.codec_superb import METRICS
-from llmcodec_jax.evaluation.reports import EvaluationError
+from llmcodec_jax.evaluation.reports import EvaluationError, plus_minus
 from llmcodec_jax.pages import html, plots
 
 KINDS: dict[str, Callable[[dict], bool]] = {
@@ -79,12 +79,6 @@ def _with(codecs: dict, kind: str) -> dict[str, dict]:
     return {name: reports[kind] for name, reports in codecs.items() if kind in reports}
 
 
-def _plus_minus(value: float | None, half: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.3f}" + ("" if half is None else f" ± {half:.3f}")
-
-
 def _reconstruction(codecs: dict) -> str:
     reports = _with(codecs, "reconstruction")
     if not reports:
@@ -92,11 +86,11 @@ def _reconstruction(codecs: dict) -> str:
     rows = [["clips", *(len(r["items"]) for r in reports.values())]]
     for metric in METRICS:
         cells = [(r["mean"].get(metric), r["interval"].get(metric)) for r in reports.values()]
-        rows.append([f"{metric} {BETTER[metric]}", *(_plus_minus(*cell) for cell in cells)])
+        rows.append([f"{metric} {BETTER[metric]}", *(plus_minus(*cell) for cell in cells)])
     extra = [report["additional"] for report in reports.values()]
     for metric in dict.fromkeys(name for r in extra for name in r["mean"]):
         cells = [(r["mean"].get(metric), r["interval"].get(metric)) for r in extra]
-        rows.append([f"additional: {metric}", *(_plus_minus(*cell) for cell in cells)])
+        rows.append([f"additional: {metric}", *(plus_minus(*cell) for cell in cells)])
     parts = [_same_clips(reports), html.table(["", *reports], rows), _categories(reports)]
     for name, report in reports.items():
         if failed := report.get("failed"):
@@ -133,7 +127,7 @@ def _categories(reports: dict[str, dict]) -> str:
     rows = [
         [
             f"{category} · {codec}",
-            *(_plus_minus(report["categories"][category].get(m), None) for m in METRICS),
+            *(plus_minus(report["categories"][category].get(m), None) for m in METRICS),
         ]
         for category in names
         for codec, report in reports.items()
@@ -177,8 +171,8 @@ def _under_lm(part: str, measure: str) -> Callable[[dict], str]:
             return "–"
         value = report[part][measure]
         if isinstance(value, dict):
-            return _plus_minus(value["mean"], value["deviation"])
-        return _plus_minus(value, None)
+            return plus_minus(value["mean"], value["deviation"])
+        return plus_minus(value, None)
 
     return show
 
@@ -197,7 +191,7 @@ def _look_ahead(measured: dict) -> str:
 
 
 def _beside(metric: str) -> Callable[[dict], str]:
-    return lambda report: _plus_minus((report["reconstruction"] or {}).get(metric), None)
+    return lambda report: plus_minus((report["reconstruction"] or {}).get(metric), None)
 
 
 PREDICTABILITY: dict[str, Callable[[dict], object]] = {
@@ -206,7 +200,7 @@ PREDICTABILITY: dict[str, Callable[[dict], object]] = {
     "small LM, gain over unigram ↑": _under_lm("small_lm", "gain_over_unigram"),
     "tuned LM, nats per token ↓": _under_lm("pretrained_lm", "nats_per_token"),
     "tuned LM, gain over unigram ↑": _under_lm("pretrained_lm", "gain_over_unigram"),
-    "unigram entropy, nats": lambda r: _plus_minus(r["unigram"]["entropy"], None),
+    "unigram entropy, nats": lambda r: plus_minus(r["unigram"]["entropy"], None),
     "uniform (ln V), nats": lambda r: f"{np.log(r['stream']['codebook_size']):.3f}",
     "repeated codes": lambda r: _percent(r["unigram"].get("repeats")),
     "gain left without look-ahead ↑": lambda r: _look_ahead(r["small_lm"]),
@@ -277,7 +271,7 @@ def _consistency(codecs: dict) -> str:
         [
             change,
             *(
-                _plus_minus(r["mean"].get(change), r["interval"].get(change))
+                plus_minus(r["mean"].get(change), r["interval"].get(change))
                 for r in reports.values()
             ),
         ]

@@ -203,15 +203,13 @@ def run(args: argparse.Namespace) -> int:
         folders.setdefault(name, folder)
         print(f"{name}: {folder}" if len(given) > 1 else f"{folder}")
         _print(report)
-    output = Path(args.output)
-    if len(given) == 1:
-        write_json(output, systems[given[0][0]][0])
-    else:
-        write_json(output, {"systems": systems} | generated_page.compare(systems))
-    page = output.with_suffix(".html")
-    generated_page.write(page, rows, systems, folders, args.prompt_seconds)
-    print(f"{output}, and to listen to: {page}")
     every = [report for reports in systems.values() for report in reports]
+    compared = generated_page.compare(systems)
+    output = Path(args.output)
+    write_json(output, every[0] if len(every) == 1 else {"systems": systems} | compared)
+    page = output.with_suffix(".html")
+    generated_page.write(page, rows, systems, compared, folders, args.prompt_seconds)
+    print(f"{output}, and to listen to: {page}")
     failed = {f"{n} {name}": why for n, r in enumerate(every) for name, why in r["failed"].items()}
     return print_failures(failed, args.output)
 

@@ -6,15 +6,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import numpy as np
 
 from llmcodec_jax import audio
 from llmcodec_jax.evaluation.paired import difference
-from llmcodec_jax.evaluation.reports import EvaluationError
+from llmcodec_jax.evaluation.reports import EvaluationError, plus_minus
 from llmcodec_jax.pages import html, plots
 
 RATE = 16_000  # Hz, of the players
@@ -95,11 +91,11 @@ def write(
     path: Path,
     rows: Sequence[dict],
     systems: Mapping[str, Sequence[dict]],
+    compared: dict,
     folders: Mapping[str, Path],
     prompt_seconds: float,
 ) -> Path:
-    """Writes the page. `systems` as in `compare`; `folders`: of each, the audio to listen to."""
-    compared = compare(systems)
+    """Writes the page. `systems` and what `compare` found of them; `folders`: to listen to."""
     names = ", ".join(systems)
     lead = f"{names}: {len(rows)} requests each. " + (
         "± is the deviation over seeds."
@@ -115,19 +111,12 @@ def write(
     return html.write(path, "Generated speech", lead, filled)
 
 
-def _plus_minus(mean: float | None, half: float | None, signed: bool = False) -> str:
-    if mean is None:
-        return "–"
-    shown = f"{mean:+.3f}" if signed else f"{mean:.3f}"
-    return shown + ("" if half is None else f" ± {half:.3f}")
-
-
 def _table(compared: dict) -> str:
     others = compared["difference"]
     first = next(iter(compared["mean"]))
     rows = []
     for measure in compared["mean"][first]:
-        cells = [_plus_minus(*values[measure]) for values in compared["mean"].values()]
+        cells = [plus_minus(*values[measure]) for values in compared["mean"].values()]
         apart = []
         for changes in others.values():
             change = changes[measure]
@@ -135,7 +124,7 @@ def _table(compared: dict) -> str:
                 apart.append("–")
                 continue
             half = change["half_width"]
-            shown = _plus_minus(change["mean"], half, signed=True)
+            shown = plus_minus(change["mean"], half, signed=True)
             clear = half is not None and abs(change["mean"]) > half
             apart.append(html.strong(shown) if clear else shown)
         name = f"{MEANING[measure]} {BETTER.get(measure, '')}".strip()

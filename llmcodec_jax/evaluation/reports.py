@@ -49,6 +49,14 @@ def defined(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
+def plus_minus(value: float | None, half: float | None, signed: bool = False) -> str:
+    """A cell: a value to three places, with half its interval or its deviation where known."""
+    if value is None:
+        return "–"
+    shown = f"{value:+.3f}" if signed else f"{value:.3f}"
+    return shown + ("" if half is None else f" ± {half:.3f}")
+
+
 def write_json(path: Path, content: dict) -> None:
     """Writes JSON atomically."""
     with files.replacing(path) as partial:
