@@ -12,8 +12,8 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="llmc
 # Nearly every program here runs once on tiny arrays: what optimising it costs is never earned back
 # (a training step: 74 CPU seconds without the second flag, 47 with both). A flag that is unknown
 # ends the process, and newer releases do not know the second. One thread, so that what is compared
-# to the last bit can be: XLA splits sums by how many threads take part, and the published phase
-# loss turns a last digit into percents of a gradient. XLA_FLAGS="" tests what users get.
+# to the last bit can be: XLA splits sums by how many threads take part, and the published STFT
+# losses turn a last digit into percents of a gradient. XLA_FLAGS="" tests what users get.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_cpu_multi_thread_eigen=false"
