@@ -96,7 +96,7 @@ def test_a_floor_of_magnitudes_keeps_the_gradient_of_what_can_be_heard():
 
     published, floored = kept(spectral.MAGNITUDE_FLOOR), kept(1e-2)
     assert floored > 0.95
-    assert abs(published) < 0.2
+    assert published < 0.9
 
 
 def test_a_floor_leaves_loud_bins_and_the_mel_losses_as_they_are():
