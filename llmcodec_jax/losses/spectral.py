@@ -38,13 +38,8 @@ class SpectralConfig:
     phase: str = "unit"  # as published; "magnitude" bounds the phase term's gradient in silence
     phase_weight: float = 0.5  # of the phase term in complex_stft
     convergence: str = "item"  # each clip by its own energy; "batch" as published
-    # |X| below which log magnitude and phasors stop telling bins apart. The published one is far
-    # below the noise of 16 bits, which is about 2e-4: there the gradient is that of rounding.
-    magnitude_floor: float = MAGNITUDE_FLOOR
 
     def __post_init__(self):
-        if not self.magnitude_floor >= MAGNITUDE_FLOOR:
-            raise UsageError(f"spectral.magnitude_floor must be at least {MAGNITUDE_FLOOR}")
         if self.phase not in ("unit", "magnitude"):
             raise UsageError("spectral.phase is 'unit' or 'magnitude'")
         if self.convergence not in ("item", "batch"):
@@ -111,7 +106,6 @@ def multi_resolution_stft_loss(
     phase_weight: float = 0.0,
     phase: str = SpectralConfig.phase,
     convergence: str = SpectralConfig.convergence,
-    magnitude_floor: float = SpectralConfig.magnitude_floor,
     reduce: bool = True,
 ) -> jax.Array:
     """Mean over `SCALES` of spectral convergence + L1 of log magnitude + weighted phase distance.
@@ -119,10 +113,9 @@ def multi_resolution_stft_loss(
     `phase`: "unit" is the published L1 between unit phasors, whose gradient is as large in silence
     as it is in speech; "magnitude" weights each bin by the quieter of the two magnitudes, which
     bounds the gradient. `convergence`: "item" normalises each clip by its own energy; "batch" is
-    the published form, where a loud clip hides the error of a quiet one. `magnitude_floor`: bins
-    quieter than this in |X| count as this loud, which bounds the gradient of all terms.
+    the published form, where a loud clip hides the error of a quiet one.
     """
-    scales = _audible(_pairs(reference, estimate, lengths), magnitude_floor)
+    scales = _pairs(reference, estimate, lengths)
     loss = _mean([_magnitude_distance(r, e, convergence) for r, e in scales])
     if phase_weight:
         loss += phase_weight * _mean([_phase_distance(r, e, phase) for r, e in scales])
@@ -153,7 +146,6 @@ def acoustic_losses(
     phase_weight: float = SpectralConfig.phase_weight,
     phase: str = SpectralConfig.phase,
     convergence: str = SpectralConfig.convergence,
-    magnitude_floor: float = SpectralConfig.magnitude_floor,
 ) -> dict[str, jax.Array]:
     """Those of the trainer's acoustic losses that `names` lists, each [B].
 
@@ -173,7 +165,6 @@ def acoustic_losses(
     scales = _pairs(reference, estimate, lengths)
     if "multi_scale_mel" in names:
         losses["multi_scale_mel"] = _mean([_mel_distance(r, e, sample_rate, 80) for r, e in scales])
-    scales = _audible(scales, magnitude_floor)
     if "multi_resolution_stft" in names or "complex_stft" in names:
         magnitude = _mean([_magnitude_distance(r, e, convergence) for r, e in scales])
     if "multi_resolution_stft" in names:
@@ -189,14 +180,6 @@ def _pairs(reference, estimate, lengths) -> list[tuple[Spectrum, Spectrum]]:
     return [
         (analyse(reference, lengths, n, n // 4), analyse(estimate, lengths, n, n // 4))
         for n in SCALES
-    ]
-
-
-def _audible(scales: list[tuple[Spectrum, Spectrum]], floor: float):
-    """The pairs with magnitudes of at least `floor`; below it nothing has a gradient."""
-    return [
-        tuple(s._replace(magnitude=jnp.maximum(s.magnitude, floor)) for s in pair)
-        for pair in scales
     ]
 
 
