@@ -9,6 +9,7 @@ from typing import Any
 from llmcodec_jax import types
 from llmcodec_jax.codec import store
 from llmcodec_jax.codec.inference import Codec
+from llmcodec_jax.evaluation.reports import plus_minus
 from llmcodec_jax.ops import files
 
 EXAMPLE = '''"""Encodes and decodes an audio file with the codec beside this file.
@@ -103,10 +104,7 @@ def _scores(reports: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _interval(report: Mapping[str, Any], metric: str) -> str:
-    value, half = report["mean"].get(metric), report["interval"].get(metric)
-    if value is None:
-        return "–"
-    return f"{value:.3f}" + ("" if half is None else f" ± {half:.3f}")
+    return plus_minus(report["mean"].get(metric), report["interval"].get(metric))
 
 
 def _tokens(codec: Codec) -> str:

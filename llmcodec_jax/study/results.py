@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from llmcodec_jax.evaluation import comparison
 from llmcodec_jax.evaluation.paired import difference
-from llmcodec_jax.evaluation.reports import write_json
+from llmcodec_jax.evaluation.reports import plus_minus, write_json
 from llmcodec_jax.pages import html, plots
 from llmcodec_jax.study.material import UNSEEN
 
@@ -203,10 +203,8 @@ def summarise(folders: dict[str, dict[int, Path]], teachers: dict[str, str]) -> 
 
 def _cell(values: list) -> str:
     values = [v for v in values if v is not None]
-    if not values:
-        return "–"
-    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.3f}{spread}"
+    mean = statistics.fmean(values) if values else None
+    return plus_minus(mean, statistics.stdev(values) if len(values) > 1 else None)
 
 
 def table(summary: dict) -> list[list[str]]:
@@ -224,7 +222,7 @@ def table(summary: dict) -> list[list[str]]:
         for name, seeds in summary["runs"].items()
     ]
     if noise := summary["lm_seeds"]:
-        cells = [f"{noise[c][0]:.3f} ± {noise[c][1]:.3f}" if c in noise else "–" for c in COLUMNS]
+        cells = [plus_minus(*noise.get(c, (None, None))) for c in COLUMNS]
         rows.append(["base, over LM seeds", noise["seeds"], "–", *cells])
     return rows
 
