@@ -7,7 +7,6 @@ which two workers died is left out, so that no file can stop a corpus.
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import glob
 import multiprocessing
@@ -24,6 +23,7 @@ from llmcodec_jax.corpus import shard
 from llmcodec_jax.corpus.plan import Task
 from llmcodec_jax.corpus.shard import Clip, Part
 from llmcodec_jax.errors import UserError
+from llmcodec_jax.ops.cores import available, limit_to
 
 DEATHS = 2  # of workers at one record, before it is left out
 MOST = 8  # workers by default: each holds the codec
@@ -44,7 +44,7 @@ class _Worker:
 def run(task: Task, shards: list[int], workers: int | None) -> Iterator[Part]:
     """Makes `shards`; see `tokenise.Engine`. Raises UserErrors of the workers."""
     gpus = len(glob.glob("/dev/nvidia[0-9]*"))
-    cores = sorted(os.sched_getaffinity(0))
+    cores = available()
     count = min(workers or gpus or min(len(cores), MOST), len(shards))
     waiting = collections.deque(shards)
     died: collections.Counter[int] = collections.Counter()  # workers, by record
@@ -114,18 +114,6 @@ def _start(task: Task, slot: int, cores: list[int], gpus: int) -> _Worker:
     process.start()
     theirs.close()
     return _Worker(process, ours)
-
-
-def limit_to(cores: int | list[int], gpu: int | None = None) -> None:
-    """This process uses so many cores (or these) and that GPU alone; call before JAX is loaded."""
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
-        return
-    if isinstance(cores, list):
-        with contextlib.suppress(OSError):  # a container may fix them
-            os.sched_setaffinity(0, cores)
-        cores = len(cores)
-    os.environ["NPROC"] = str(max(cores, 1))  # of XLA's thread pool
 
 
 def _work(task: Task, pipe, cores: list[int], gpu: int | None) -> None:

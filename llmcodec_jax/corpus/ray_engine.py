@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from llmcodec_jax.corpus import shard
-from llmcodec_jax.corpus.local import Maker, limit_to
+from llmcodec_jax.corpus.local import Maker
 from llmcodec_jax.corpus.plan import Task, open_planned
 from llmcodec_jax.corpus.shard import Engine, Part
 from llmcodec_jax.errors import UserError
+from llmcodec_jax.ops.cores import limit_to
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import multiprocessing
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
@@ -27,6 +26,7 @@ from llmcodec_jax.evaluation.reports import (
 )
 from llmcodec_jax.evaluation.sampling import from_every_folder
 from llmcodec_jax.ops import files
+from llmcodec_jax.ops.cores import available
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,7 +280,7 @@ def codec_sample(codec, folder: Path, clips: int = 24) -> dict[str, float | None
 
 def _in_parallel(jobs: Iterable[tuple], workers: int | None) -> Iterator[dict]:
     """Runs `score_clip` over jobs in processes; few jobs wait at a time, so memory stays small."""
-    workers = workers or os.cpu_count() or 1
+    workers = workers or len(available())
     context = multiprocessing.get_context("spawn")  # forking a process that runs JAX can hang
     with ProcessPoolExecutor(workers, context, initializer=_single_thread) as pool:
         waiting: set[Future] = set()

@@ -30,16 +30,13 @@ from llmcodec_jax.evaluation.streams import StartEncoder, Streams
 from llmcodec_jax.lm.load import load_lm
 from llmcodec_jax.ops import fields
 from llmcodec_jax.study import results, teacher
-from llmcodec_jax.study.config import Evaluation, StudyConfig
+from llmcodec_jax.study.config import Evaluation, StudyConfig, variant_config
+from llmcodec_jax.study.jobs import InterruptedRunError, Row
 from llmcodec_jax.study.material import UNSEEN, Material, find_sources, find_unseen
 from llmcodec_jax.training import run as training
 from llmcodec_jax.training.config import default_config
 
 logger = logging.getLogger(__name__)
-
-
-class InterruptedRunError(Exception):
-    """A training run was asked to stop and has saved; the study stops too."""
 
 
 def check_inputs(folder: Path, inputs: dict, defaults: dict | None = None) -> None:
@@ -220,3 +217,27 @@ def evaluate(coded: Coded, test: HeldOut, settings: Evaluation, base: bool = Fal
     if base and not paths[results.HEAD_START].exists():
         found = token_lm.measure_with_rows_of(model, coded.streams, protocol)
         reports.write_json(paths[results.HEAD_START], found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """What every row starts from and is judged by; small enough to be sent to a process."""
+
+    study: StudyConfig
+    workdir: Path
+    material: Material
+    test: HeldOut
+    begins: dict[str, int]  # begin tokens of the teachers
+
+    def folder(self, row: Row) -> Path:
+        """Where a row's run lies."""
+        return self.workdir / "variants" / str(row)
+
+    def finish(self, row: Row) -> None:
+        """Trains and evaluates a row, from wherever its folder stands."""
+        study, folder, taught = self.study, self.folder(row), self.study.teacher_of(row.name)
+        base, teacher = self.workdir / "base", self.workdir / "teachers" / taught
+        begin = self.begins.get(taught, 0)
+        run = variant_config(study, row.name, row.seed, base, teacher, begin)
+        train_run(run, folder, self.material.sources)
+        evaluate(Coded(folder, self.material), self.test, study.evaluation)

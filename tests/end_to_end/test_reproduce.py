@@ -18,7 +18,7 @@ from llmcodec_jax.data.cache import cache_dir
 from llmcodec_jax.data.packages import FetchError
 from llmcodec_jax.errors import UsageError
 from llmcodec_jax.evaluation.paired import difference
-from llmcodec_jax.study import public_audio, results, stages
+from llmcodec_jax.study import jobs, public_audio, results, stages
 from llmcodec_jax.study.config import read_study, scale, variant_config
 from llmcodec_jax.study.material import HELD_OUT, find_sources
 from llmcodec_jax.training import loop
@@ -92,14 +92,14 @@ def test_a_stage_notes_what_it_is_made_from_and_refuses_another(tiny_lm, tmp_pat
 
 @pytest.mark.slow
 def test_the_whole_study_stops_and_goes_on(data, tiny_lm, tmp_path, monkeypatch):
-    """Interrupted in the middle of a variant; the second call trains nothing twice."""
+    """Interrupted in the middle of a variant; the second call trains nothing twice, two at once."""
     rows = dict(control=2, ftp_sa=2, published=1, teacher_text=1)
     config = shrunk(tiny_lm, **rows)
     with monkeypatch.context() as patched:
         InterruptAt(patched, 3)
-        with pytest.raises(stages.InterruptedRunError):
+        with pytest.raises(jobs.InterruptedRunError):
             reproduce.run(config, data, tmp_path, 1.0)
-    summary = reproduce.run(shrunk(tiny_lm, **rows), data, tmp_path, 1.0)
+    summary = reproduce.run(shrunk(tiny_lm, **rows), data, tmp_path, 1.0, 2)
     assert {n: len(s) for n, s in summary["runs"].items()} == {
         "base": 1, "control": 2, "ftp_sa": 2, "published": 1, "teacher_text": 1,
     }  # fmt: skip
@@ -268,7 +268,7 @@ def test_every_variant_is_a_valid_change():
 def test_the_study_of_a_residual_codec_differs_in_the_codec_alone():
     study, one = (read_study(m.get_config()) for m in (miniature_residual, miniature))
     for run in (study.base, study.tuned):
-        assert run.codec.name == "encodec"
+        assert run.codec.name == "auv"
         assert run.codec.levels > 1
         assert run.lm.reads == "flat"
     assert study.base.codec == study.tuned.codec
