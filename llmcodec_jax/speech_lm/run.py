@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import json
@@ -25,11 +24,10 @@ from llmcodec_jax.speech_lm.batches import PackedBatch, PackedBatches, held_out
 from llmcodec_jax.speech_lm.config import BYTES, SpeechConfig
 from llmcodec_jax.speech_lm.method import SPEECH, SpeechMethod, init_state
 from llmcodec_jax.speech_lm.template import Vocabulary
-from llmcodec_jax.training import distributed, journal, loop, sharding
+from llmcodec_jax.training import journal, loop, sharding
 from llmcodec_jax.training.checkpoint import CONFIG_NAME, Checkpoints
 from llmcodec_jax.training.interrupt import Interrupted
-from llmcodec_jax.training.lock import FolderLock
-from llmcodec_jax.training.run import together
+from llmcodec_jax.training.run import at_work, together
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +45,7 @@ def run(file: ConfigDict, workdir: Path, *, restart: bool = False) -> bool:
     """From wherever `workdir` stands -> whether it reached its end; see `training.run.run`."""
     config = configs.read_config(file)
     check_inputs(config)
-    distributed.start_watchdog(distributed.PAUSE_SECONDS)
-    folders = dict.fromkeys([str(workdir), config.log.checkpoint_dir or str(workdir)])
-    with contextlib.ExitStack() as stack:
-        interrupted = stack.enter_context(Interrupted())
-        locks = [FolderLock(folder) for folder in folders if jax.process_index() == 0]
-        together(lambda: [stack.enter_context(lock) for lock in locks])
+    with at_work(workdir, config.log.checkpoint_dir) as interrupted:
         return _run(config, workdir, interrupted, restart)
 
 

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -148,14 +148,21 @@ def run(file: ConfigDict, workdir: Path, *, restart: bool = False) -> bool:
     """
     config = read_config(file)
     check_inputs(config)
+    with at_work(workdir, config.log.checkpoint_dir) as interrupted:
+        return _run(config, workdir, interrupted, restart)
+
+
+@contextlib.contextmanager
+def at_work(workdir: Path, checkpoints: str) -> Iterator[Interrupted]:
+    """Holds a run's folders and notes signals; `checkpoints` is their folder, "" for `workdir`."""
     distributed.start_watchdog(distributed.PAUSE_SECONDS)
-    folders = dict.fromkeys([str(workdir), config.log.checkpoint_dir or str(workdir)])
+    folders = dict.fromkeys([str(workdir), checkpoints or str(workdir)])
     with contextlib.ExitStack() as stack:
         interrupted = stack.enter_context(Interrupted())
         # The first process holds the folders for all.
         locks = [FolderLock(folder) for folder in folders if jax.process_index() == 0]
         together(lambda: [stack.enter_context(lock) for lock in locks])
-        return _run(config, workdir, interrupted, restart)
+        yield interrupted
 
 
 def together(action: Callable[[], T]) -> T:
