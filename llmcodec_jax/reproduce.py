@@ -36,8 +36,8 @@ BUDGET = flags.DEFINE_float(
 JOBS = flags.DEFINE_integer(
     "jobs",
     1,
-    "Rows trained and evaluated at a time, each on its share of the cores: with 2 on two cores the "
-    "rows take little more than half the time. For CPUs; leave it at 1 on an accelerator",
+    "Rows trained and evaluated at a time, each on its share of the cores: runs as small as these "
+    "leave most of many cores idle. For CPUs; leave it at 1 on an accelerator",
     lower_bound=1,
 )
 flags.adopt_module_key_flags(train)  # --workdir and --cache

@@ -1,6 +1,6 @@
 """Rows of a study side by side: a process for each, on cores of its own.
 
-A run as small as the study's gains little from a second core and all of it from a second run.
+Runs as small as the study's do not fill a machine of many cores one by one.
 """
 
 from __future__ import annotations
