@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     c.tuned = tuned(c.base)
     c.variants = ConfigDict(variants())
     c.evaluation.update(clips=6, unseen=24, pairs=24, consistency=8)
-    protocol = dict(steps=300, learning_rate=2e-3, batch=16, seconds=4.0, width=192, layers=3)
+    protocol = dict(steps=400, learning_rate=3e-3, batch=16, seconds=4.0, width=128, layers=2)
     c.evaluation.protocol.update(protocol, seeds=(0,))
     return c
 

@@ -62,7 +62,7 @@ def small(vocabulary: int, reading: Reading, width: int, layers: int, key: jax.A
     """A fresh decoder; its body depends on the key alone, so every codec starts from the same."""
     config = small_config(1, width, layers)  # its text table is the begin vector
     body_key, row_key = jax.random.split(key)
-    body = decoder.init_params(config, body_key)
+    body = decoder.init_to_train(config, body_key)
     rows = 0.02 * jax.random.normal(row_key, (vocabulary, width))
     return AudioLM(
         body, body["embed"]["embedding"][0], rows, jnp.zeros_like(rows), None, config, reading

@@ -22,6 +22,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from llmcodec_jax.lm.config import LMConfig
 from llmcodec_jax.lm.lora import Linear, LoRA
@@ -31,6 +32,7 @@ from llmcodec_jax.ops.remat import recomputing
 from llmcodec_jax.types import LMOutput
 
 Params = dict[str, Any]
+ADDING = ("o_proj", "down_proj")  # the last of what a layer adds to its input
 
 
 @flax.struct.dataclass
@@ -230,6 +232,17 @@ def init_params(config: LMConfig, key: jax.Array, dtype=jnp.float32) -> Params:
         return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
     return jax.jit(build)(key)
+
+
+def init_to_train(config: LMConfig, key: jax.Array) -> Params:
+    """`init_params` for training from scratch: what a layer adds starts at a tenth, float32.
+
+    Else it is several times as long as an embedding, much the same for every token, and hides
+    which token it was: small decoders lose hundreds of steps by that (docs/measurements.md).
+    """
+    flat = flatten_dict(init_params(config, key))
+    small = {path: 0.1 * leaf for path, leaf in flat.items() if path[-2] in ADDING}
+    return unflatten_dict(flat | small)
 
 
 def embed_text(params: Params, ids: jax.Array) -> jax.Array:

@@ -89,7 +89,7 @@ def init_params(method: SpeechMethod, lm_params, key: jax.Array) -> dict:
     architecture, rows = method.lm.architecture, method.vocabulary.rows
     body = lm_params
     if body is None:
-        body = decoder.init_params(architecture, body_key)
+        body = decoder.init_to_train(architecture, body_key)
     table = body["embed"]["embedding"]
     kind = method.lm.rows_start if lm_params is not None else "normal"
     embedding = vocab.audio_embedding_init(table, rows, row_key, kind)

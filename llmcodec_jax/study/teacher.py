@@ -79,7 +79,7 @@ def fresh_layers(path: str | Path, width: int, layers: int, key) -> tuple[LMConf
     centred = table - table.mean(axis=0)
     _, axes = jnp.linalg.eigh(centred.T @ centred)  # by rising variance
     config = small_config(source.vocab_size, width, layers, source.bos_id, source.eos_id)
-    fresh = decoder.init_params(config, key)
+    fresh = decoder.init_to_train(config, key)
     return config, fresh | {"embed": {"embedding": centred @ axes[:, -width:]}}, tokenizer
 
 

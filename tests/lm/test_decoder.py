@@ -9,7 +9,14 @@ import pytest
 
 from llmcodec_jax.lm import decoder
 from llmcodec_jax.lm import lora as adapters
-from llmcodec_jax.lm.config import FAMILIES, ConfigError, LMConfig, from_huggingface, to_huggingface
+from llmcodec_jax.lm.config import (
+    FAMILIES,
+    ConfigError,
+    LMConfig,
+    from_huggingface,
+    small_config,
+    to_huggingface,
+)
 from llmcodec_jax.lm.generate import generate
 from llmcodec_jax.lm.weights import digest
 
@@ -40,6 +47,20 @@ def test_pooled_states_are_hidden_states_at_one_position(params, embeds):
     expected = states[start:stop, jnp.arange(3), lengths - 1]
     np.testing.assert_allclose(output.pooled, expected, atol=1e-5)
     np.testing.assert_allclose(output.hidden, states[-1], atol=1e-5)
+
+
+def test_what_layers_add_does_not_hide_the_tokens_where_training_starts():
+    """At width 192 and three layers; with `init_params` they add 2.8 times an embedding."""
+    config = small_config(50, 192, 3)
+
+    def added(start):
+        params = start(config, jax.random.key(0))
+        embeds = decoder.embed_text(params, jnp.arange(50)[None])
+        states = decoder.hidden_states(config, params, embeds)
+        return float(jnp.linalg.norm(states[-2] - states[0]) / jnp.linalg.norm(states[0]))
+
+    assert 0.05 < added(decoder.init_to_train) < 0.5  # small, but not nothing
+    assert added(decoder.init_params) > 2
 
 
 def test_paper_layers():
