@@ -66,16 +66,22 @@ def run(config, data: Path, workdir: Path, budget: float, at_a_time: int = 1) ->
     stages.evaluate(coded, test, study.evaluation, base=True)
     rows = stages.Rows(study, workdir, material, test, begins)
     # Seed by seed, so that a study cut short compares all variants on the seeds it has.
-    todo = [Row(name, seed) for seed in range(study.seeds) for name in study.rows(seed)]
-    done: set[Row] = set()
-    folders = {"base": {0: base}}
+    every = [Row(name, seed) for seed in range(study.seeds) for name in study.rows(seed)]
+    done = list(filter(rows.is_whole, every))
+    for row in done:
+        rows.finish(row)  # nothing is left but the check of what it was made from
+    todo = [row for row in every if row not in done]
+
+    def write() -> dict:
+        folders = rows.folders(sorted(done, key=every.index))
+        said = about(data, budget, folders)
+        return results.write(workdir, folders, teachers, test.clips, said)
+
+    summary = write()
     for finished in jobs.finished(rows.finish, todo, at_a_time, workdir / "logs"):
-        done.add(finished)
-        folders = {"base": {0: base}}
-        for row in filter(done.__contains__, todo):  # in one order, whichever came first
-            folders.setdefault(row.name, {})[row.seed] = rows.folder(row)
-        results.write(workdir, folders, teachers, test.clips, about(data, budget, folders))
-    return results.summarise(folders, teachers)
+        done.append(finished)
+        summary = write()
+    return summary
 
 
 def about(data: Path, budget: float, folders: dict) -> str:

@@ -16,7 +16,6 @@ import dataclasses
 import functools
 import json
 import multiprocessing
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -32,6 +31,7 @@ from llmcodec_jax.data.sources import open_source
 from llmcodec_jax.data.survey import Heard, Limits, choose, listen, survey
 from llmcodec_jax.errors import UsageError, answer_errors
 from llmcodec_jax.ops import files
+from llmcodec_jax.ops.cores import available
 
 PLAN = "prepare.json"
 LIMITS_HELP = {
@@ -202,7 +202,7 @@ def main() -> int:
     parser.add_argument("--shards", type=int, default=16, help="number of files")
     parser.add_argument("--sample-rate", type=int, required=True, help="Hz, the codec's")
     parser.add_argument("--codec", choices=sorted(CODECS), default="flac")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--workers", type=int, default=len(available()), help="processes")
     parser.add_argument("--cache", help="cache folder of the embedded source")
     limits = parser.add_argument_group("what is kept (every recording is listened to first)")
     for field in dataclasses.fields(Limits):

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -171,6 +171,12 @@ def _voices(material: Material) -> Iterator:
     yield from ((spec, corpus) for _, spec, corpus in sorted(found, key=lambda f: -f[0]))
 
 
+def _report_paths(folder: Path, test: HeldOut, base: bool = False) -> dict[str, Path]:
+    """Where what `evaluate` finds of a codec is kept."""
+    names = [*results.REPORTS, *[results.HEAD_START] * base, *[UNSEEN] * bool(test.unseen)]
+    return {name: folder / "evaluation" / f"{name}.json" for name in names}
+
+
 def evaluate(coded: Coded, test: HeldOut, settings: Evaluation, base: bool = False) -> None:
     """Reconstruction, token LM, coherence and consistency of a codec, kept in its folder.
 
@@ -183,8 +189,7 @@ def evaluate(coded: Coded, test: HeldOut, settings: Evaluation, base: bool = Fal
         protocol = dataclasses.replace(protocol, seeds=tuple(range(settings.lm_seeds)))
     output = folder / "evaluation"
     check_inputs(output, dataclasses.asdict(settings), fields.defaults(Evaluation))
-    names = [*results.REPORTS, *[results.HEAD_START] * base, *[UNSEEN] * bool(test.unseen)]
-    paths = {name: output / f"{name}.json" for name in names}
+    paths = _report_paths(folder, test, base)
     if all(path.exists() for path in paths.values()):
         return
     logger.info("evaluating %s", folder.name)
@@ -232,6 +237,19 @@ class Rows:
     def folder(self, row: Row) -> Path:
         """Where a row's run lies."""
         return self.workdir / "variants" / str(row)
+
+    def folders(self, rows: Iterable[Row]) -> dict[str, dict[int, Path]]:
+        """The base's folder and those of `rows`: name -> seed -> folder."""
+        found = {"base": {0: self.workdir / "base"}}
+        for row in rows:
+            found.setdefault(row.name, {})[row.seed] = self.folder(row)
+        return found
+
+    def is_whole(self, row: Row) -> bool:
+        """Whether a row was trained and evaluated to the end."""
+        folder = self.folder(row)
+        reports = _report_paths(folder, self.test).values()
+        return all(path.exists() for path in (folder / "report.html", *reports))
 
     def finish(self, row: Row) -> None:
         """Trains and evaluates a row, from wherever its folder stands."""
