@@ -51,7 +51,7 @@ def taught() -> dict:
         layers=4,
         steps=400,
         horizons=10,  # as many as any variant trains against
-        body_learning_rate=1e-3,
+        body_learning_rate=2e-3,
     )
 
 

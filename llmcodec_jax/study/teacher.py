@@ -143,7 +143,10 @@ def _start(
 ) -> tuple[dict, dict]:
     """-> (what is taught: audio rows, heads, and layers and norm unless frozen; what stays)."""
     embedding = audio_embedding_init(params["embed"]["embedding"], vocabulary, key)
-    heads = repeat_rows(audio_head_init(params, embedding, key), config.horizons)
+    head = audio_head_init(params, embedding, key)
+    if config.width:  # a tied start of layers from scratch says that every code comes again
+        head = jnp.zeros_like(head)
+    heads = repeat_rows(head, config.horizons)
     rows = {"embedding": embedding, "heads": heads}
     if not config.body_learning_rate:
         return rows, params
