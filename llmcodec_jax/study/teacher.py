@@ -143,9 +143,8 @@ def _start(
 ) -> tuple[dict, dict]:
     """-> (what is taught: audio rows, heads, and layers and norm unless frozen; what stays)."""
     embedding = audio_embedding_init(params["embed"]["embedding"], vocabulary, key)
-    head = audio_head_init(params, embedding, key)
-    if config.width:  # a tied start of layers from scratch says that every code comes again
-        head = jnp.zeros_like(head)
+    # On layers from scratch, heads that copy the rows would say that every code comes again.
+    head = jnp.zeros_like(embedding) if config.width else audio_head_init(params, embedding, key)
     heads = repeat_rows(head, config.horizons)
     rows = {"embedding": embedding, "heads": heads}
     if not config.body_learning_rate:
