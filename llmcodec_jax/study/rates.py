@@ -160,12 +160,11 @@ def mean_of(curves: list[list[dict]]) -> list[dict]:
     ]
 
 
-def figure(seeds: dict[str, list[list[dict]]]) -> Figure:
+def figure(curves: dict[str, list[dict]], seeds: dict[str, list[list[dict]]]) -> Figure:
     """Bits a second under the LM (whole lines) and as they are (dashed), against the sound.
 
-    seeds: name -> a curve for each of the codec's seeds: their mean, and each one faintly.
+    curves: name -> the codec's curve. seeds: name -> those that it is the mean of, drawn faintly.
     """
-    curves = {name: mean_of(each) for name, each in seeds.items()}
     drawn = [m for m in MEASURES if any(p[m] is not None for c in curves.values() for p in c)]
     made, axes = plt.subplots(
         1, len(drawn), figsize=(5.5 * len(drawn), 4.2), squeeze=False, layout="tight"
@@ -235,7 +234,7 @@ def main(argv: list[str] | None = None) -> int:
     curves = {name: mean_of(drawn) for name, drawn in seeds.items()}
     output.parent.mkdir(parents=True, exist_ok=True)
     write_json(output, {"protocol": dataclasses.asdict(protocol), "curves": curves, "seeds": seeds})
-    figure(seeds).savefig(output.with_suffix(".png"), dpi=110)
+    figure(curves, seeds).savefig(output.with_suffix(".png"), dpi=110)
     for name, points in curves.items():
         for point in points:
             print(

@@ -57,10 +57,11 @@ def test_the_figure_leaves_out_what_was_not_measured():
         "mel": 1.0,
         "stoi": 0.8,
     }
-    curves = {"one": [[point | {"wer": None}]], "two": [[point | {"wer": None}]]}
-    assert len(rates.figure(curves).axes) == 2
-    curves["two"][0][0]["wer"] = 0.2
-    assert len(rates.figure(curves).axes) == 3
+    curves = {"one": [point | {"wer": None}], "two": [point | {"wer": None}]}
+    seeds = {name: [curve] for name, curve in curves.items()}
+    assert len(rates.figure(curves, seeds).axes) == 2
+    curves["two"][0]["wer"] = 0.2
+    assert len(rates.figure(curves, seeds).axes) == 3
 
 
 def test_the_seeds_of_a_codec_are_drawn_as_their_mean():
