@@ -131,7 +131,7 @@ def variants() -> dict:
         ),
         # FTP and SA, and what is won by saying a code twice taken back: at 2 codes repeat as the
         # control's do, at 3 less often (docs/study.md).
-        "no_repeats": variant(seeds=3, weights={"repeats": 2.0}),
+        "no_repeats": variant(seeds=5, weights={"repeats": 2.0}),
         # The rest is run where it is asked for: --config.variants.NAME.seeds=1.
         # The frontier: half and twice the weight.
         "ftp_sa_half": variant(seeds=0, weights={"ftp": FTP / 2}),
