@@ -62,5 +62,5 @@ fi
 export PYTHON
 
 # XLA on CPUs asks for a program's memory anew in every call: in pages of 2 MB, where Linux and
-# glibc have them, a training step takes 15 % less (docs/measurements.md).
+# glibc have them, a training step takes a seventh less (docs/measurements.md).
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
