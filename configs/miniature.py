@@ -71,6 +71,7 @@ def tuned(base: ConfigDict) -> ConfigDict:
     c.lm.path = "teacher"  # that of the row
     c.bridge.target_gradient = 1.0
     c.bridge.frequency_weight = 1.3
+    c.bridge.frequency_window = 90.0  # a hundred steps of full clips, as the rows were run
     c.weights.ftp = FTP
     c.schedule.lm_start = 0.0
     c.schedule.ftp_start = 0.05  # the heads follow the variant's own noise first

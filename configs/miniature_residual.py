@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
     for run in (c.base, c.tuned):
         run.codec.update(codebook_size=256, levels=3)
         run.lm.reads = "flat"
+    c.tuned.bridge.frequency_window = 32.0  # counted over longer, levels empty (docs/study.md)
     c.base.total_steps = 2000
     c.base.training.quantiser_dropout = 0.25  # so that fewer levels speak too
     # Three times the tokens a second: as many in a step all the same.

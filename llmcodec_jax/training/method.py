@@ -46,6 +46,9 @@ class Bridge:
     # (`language.target_gradient`).
     target_gradient: float = 0.0
     frequency_weight: float = 1.0  # of that: what a code's own frequency weighs against it
+    # How far back that frequency is counted: over the last `window` codes for each code there is.
+    # A long one sees too late that codes empty, and they do (docs/study.md, "A residual codec").
+    frequency_window: float = 32.0
 
     def __post_init__(self):
         if self.logits not in bridging.LOGITS:
@@ -54,6 +57,8 @@ class Bridge:
             raise UsageError(f"bridge.mode is one of {bridging.MODES}")
         if self.mode == "detach" and self.target_gradient:
             raise UsageError("bridge.mode 'detach' passes no gradient: target_gradient must be 0")
+        if self.frequency_window <= 0:
+            raise UsageError("bridge.frequency_window is a number of codes, above 0")
         if not 0 <= self.jitter_seconds < 1:
             raise UsageError("bridge.jitter_seconds is a few milliseconds, in seconds")
 

@@ -41,6 +41,16 @@ def code_statistics(share: jax.Array | np.ndarray) -> dict[str, jax.Array]:
     return report
 
 
+def count_lately(before: jax.Array, counted: jax.Array, window: float) -> jax.Array:
+    """Running counts of a codebook's codes, float32 [..., V], with those of one more step.
+
+    What was counted `window * V` codes ago weighs 1 / e: as fast as a codebook of that size can be
+    known, whatever the batch. A level that no clip used stays as it was.
+    """
+    new = counted.sum(axis=-1, keepdims=True)
+    return before * jnp.exp(-new / (window * counted.shape[-1])) + counted
+
+
 def finite(tree) -> jax.Array:
     """True where every leaf of the tree is finite.
 

@@ -29,8 +29,6 @@ from llmcodec_jax.training.schedules import Phase
 from llmcodec_jax.training.state import TrainState, stream
 from llmcodec_jax.types import Batch
 
-CODE_SHARE_DECAY = 0.99
-
 
 def split(batch: Batch, parts: int) -> Batch:
     """[B, ...] -> [parts, B / parts, ...], each part spread over all of the batch's shards."""
@@ -235,9 +233,9 @@ def train_step(
         report |= update.report
     if gradients.text is not None and state.bank is not None:
         changes["bank"] = enqueue(state.bank, *gradients.text)
-    decay = CODE_SHARE_DECAY
     counted = gradients.histogram.reshape(state.code_share.shape)
-    changes["code_share"] = state.code_share * decay + counted * (1 - decay)
+    window = method.bridge.frequency_window
+    changes["code_share"] = metrics.count_lately(state.code_share, counted, window)
     moved = (changes["params"], changes.get("discriminator"), changes["batch_stats"])
     ok = metrics.finite((report, sizes, moved))
     after = accept(state, dataclasses.replace(state, **changes), ok)

@@ -107,6 +107,16 @@ def test_every_objective_is_there_and_finite(full_step, state, lm):
     assert all(report[name] > 0 for name in norms)
 
 
+def test_a_step_counts_its_codes_over_the_bridges_window(full_step, state, lm):
+    batch, method = tiny_batch(), tiny_method()
+    once, _ = full_step(state, lm, batch)
+    frames = int(np.ceil(batch.wav_length / method.codec.hop).sum())
+    assert float(once.code_share.sum()) == frames
+    twice, _ = full_step(once, lm, batch)
+    kept = np.exp(-frames / (method.bridge.frequency_window * method.codec.codebook_size))
+    assert float(twice.code_share.sum()) == pytest.approx(frames * (kept + 1), rel=1e-5)
+
+
 def well_conditioned(**changes) -> Method:
     """Without the log-STFT terms, whose gradient 1 / |X| turns the rounding of near-silent bins
     into differences of 1e-3, on one device too, as soon as matrix sizes change."""
@@ -319,6 +329,19 @@ def test_code_statistics_cover_every_level():
     assert float(report["code_entropy/0"]) == pytest.approx(np.log(8), rel=1e-5)
     assert float(report["code_entropy/1"]) == pytest.approx(0.0, abs=1e-6)
     assert float(report["code_usage"]) == pytest.approx((1 + 1 / 8) / 2)
+
+
+@pytest.mark.parametrize("batch", [60, 480])
+def test_codes_are_counted_over_a_window_that_grows_with_the_codebook(batch):
+    """What was said before weighs 1 / e after window * V codes, however they came in batches."""
+    size, window = 120, 4.0
+    start = jnp.zeros((2, size)).at[:, 3].set(window * size)
+    counted = jnp.zeros((2, size)).at[0, 7].set(batch)  # nobody used the second level
+    now = start
+    for _ in range(int(window * size) // batch):
+        now = metrics.count_lately(now, counted, window)
+    assert float(now[0, 3]) == pytest.approx(window * size / np.e, rel=1e-5)
+    np.testing.assert_array_equal(now[1], start[1])
 
 
 @pytest.mark.parametrize(("init", "learns"), [("", True), ("mini", False)])
