@@ -48,6 +48,7 @@ class Bridge:
     frequency_weight: float = 1.0  # of that: what a code's own frequency weighs against it
     # How far back that frequency is counted: over the last `window` codes for each code there is.
     # A long one sees too late that codes empty, and they do (docs/study.md, "A residual codec").
+    # The log's codes/... are of the same count.
     frequency_window: float = 32.0
 
     def __post_init__(self):

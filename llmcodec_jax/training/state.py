@@ -28,7 +28,7 @@ class TrainState:
     opt_state: Any
     discriminator_opt_state: Any
     bank: Bank | None  # negatives of the contrastive loss
-    code_share: jax.Array  # float32 [V], [Q, V] with several levels: `metrics.count_lately`
+    code_share: jax.Array  # float32 [V], [Q, V] with several levels: counts (`count_lately`)
     skipped: jax.Array  # int32 [], non-finite updates so far
     bad_streak: jax.Array  # int32 [], non-finite updates in a row
     key: jax.Array  # uint32 [2], the root key: never changes
