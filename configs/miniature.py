@@ -137,6 +137,8 @@ def variants() -> dict:
         # The frontier: half and twice the weight.
         "ftp_sa_half": variant(seeds=0, weights={"ftp": FTP / 2}),
         "ftp_sa_twice": variant(seeds=0, weights={"ftp": FTP * 2}),
+        # Twice the weight with repeats held: at 4 they are nearly the control's.
+        "no_repeats_twice": variant(seeds=0, weights={"ftp": FTP * 2, "repeats": 4.0}),
         # Leans on frequent codes harder: more entropy than the control, fewer nats won.
         "entropy_floor": variant(seeds=0, bridge={"frequency_weight": 1.5}),
         "heads_3": variant(seeds=0, **heads(3)),

@@ -115,7 +115,8 @@ def sentence(name: str, change: dict[str, dict]) -> str:
         zero = "includes" if low <= 0 <= high else "excludes"
         sure = f"95 % interval {low:+.3f} to {high:+.3f}, which {zero} zero"
         if "holm" in change["nats"]:
-            sure += f"; p {change['nats']['holm']:.3f} corrected for all rows"
+            p = change["nats"]["holm"]
+            sure += f"; p {'< 0.001' if p < 1e-3 else f'{p:.3f}'} corrected for all rows"
     costs = [
         f"{column} {100 * change[column]['relative']:+.1f} %"
         for column in ("mel", "stoi", "wer", "repeats", "unigram", "used", "use")

@@ -238,6 +238,9 @@ def test_findings_follow_from_the_numbers():
     assert "gain over unigram +0.000" in said(bought)[0]
     assert "includes zero" in said(same)[0]
     assert "one seed, no interval" in said({0: row(4.5)})[0]
+    for p, written in ((0.0123, "p 0.012 corrected"), (0.0004, "p < 0.001 corrected")):
+        change["nats"]["holm"] = p
+        assert written in results.sentence("x", change)
 
 
 def test_budget_scales_every_stage_and_thins_the_variants():
